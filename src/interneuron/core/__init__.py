@@ -1,0 +1,1 @@
+"""What every room shares: errors, names, cards, safe files, seeds, devices, progress."""

@@ -1,0 +1,52 @@
+"""Shared by all tests: shapes and types are checked at run time, nothing is fetched, one thread per process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+# Every function of the package checks its annotations, jaxtyping shapes included, on each call; names that exist for
+# type checkers only (imported under TYPE_CHECKING) are left unchecked.
+install_import_hook("interneuron", "typechecker.check")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of optional real data (small public weights and texts); skip the test where it is absent."""
+    folder = Path(os.environ.get("INTERNEURON_SHARED", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set INTERNEURON_SHARED to a folder that has models/ and text/")
+    return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turn the run-time type checks off, so that the test meets the library as its users do.
+
+    For tests of the errors that wrong arguments raise, and for timings.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
