@@ -1,0 +1,1 @@
+"""Sites, reads and edits on any PyTorch module."""

@@ -1,0 +1,82 @@
+"""Selection: which part of a tensor, by axis name. Reads and edits use this one mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+from interneuron.core.errors import AxisError, PositionError
+
+Phase = Literal["all", "prompt", "generated"]
+_ALIASES = {"row": "batch", "rows": "batch", "position": "pos", "heads": "head"}
+
+
+class Selection:
+    """An immutable choice per axis, plus the phase (`all`, `prompt`, `generated`) of a generation.
+
+    Equality and hashing go by the description, so tensors given as positions compare by value.
+
+    >>> Selection().merge({"pos": -1, "head": [0, 3]})
+    Selection(pos=-1, head=[0, 3])
+    """
+
+    __slots__ = ("_spec", "phase")
+
+    def __init__(self, spec: dict[str, Any] | None = None, phase: Phase = "all") -> None:
+        if phase not in get_args(Phase):
+            raise PositionError(f"phase={phase!r} is unknown: expected one of {get_args(Phase)}.")
+        self._spec = dict(spec or {})
+        self.phase: Phase = phase
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes that are restricted."""
+        return tuple(self._spec)
+
+    def get(self, axis: str) -> Any:
+        """The choice for an axis, or None when the whole axis is taken."""
+        return self._spec.get(axis)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Pairs of axis name and choice."""
+        return iter(self._spec.items())
+
+    def merge(self, spec: dict[str, Any]) -> Selection:
+        """A new selection with these choices added; choosing an axis twice is refused."""
+        spec = dict(spec)
+        phase = spec.pop("phase", self.phase)
+        merged = dict(self._spec)
+        for key, value in spec.items():
+            axis = _ALIASES.get(key, key)
+            if axis in merged:
+                raise AxisError(f"axis {axis!r} is already selected ({merged[axis]!r}): select each axis once.")
+            if value is not None:
+                _check_choice(axis, value)
+                merged[axis] = value
+        return Selection(merged, phase)
+
+    def describe(self) -> str:
+        """The selection as it would be written in `.at(...)`."""
+        parts = [f"{axis}={_show(choice)}" for axis, choice in self._spec.items()]
+        return ", ".join(parts + ([f"phase={self.phase!r}"] if self.phase != "all" else []))
+
+    def __bool__(self) -> bool:
+        return bool(self._spec) or self.phase != "all"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Selection) and self.describe() == other.describe()
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
+    def __repr__(self) -> str:
+        return f"Selection({self.describe()})"
+
+
+def _show(choice: Any) -> str:
+    return repr(choice.tolist()) if hasattr(choice, "tolist") else repr(choice)
+
+
+def _check_choice(axis: str, choice: Any) -> None:
+    if isinstance(choice, bool) or isinstance(choice, float):
+        raise AxisError(f"{axis}={choice!r} is not a choice: expected an int, a list of ints, a slice or a span.")
