@@ -100,6 +100,9 @@ class Card:
                     f"card {self.slug!r}: {name}={value!r} is unknown.{did_you_mean(value, options)} "
                     f"Use one of {', '.join(options)}"
                 )
+        for name, value in (("exports", self.exports), ("needs", self.needs)):
+            if not isinstance(value, tuple):
+                raise InputError(f"card {self.slug!r}: {name}={value!r} is not a tuple. Write ({value!r},)")
         if not self.exports or not all(name.isidentifier() for name in self.exports):
             raise InputError(f"card {self.slug!r}: exports={self.exports!r} must name the public objects, entry first")
         if self.slug in self.exports:

@@ -1,0 +1,189 @@
+"""Dictionary: an overcomplete set of feature directions with an encoder; sparse autoencoders and transcoders alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interneuron.artifacts.base import Artifact
+from interneuron.artifacts.direction import Direction
+from interneuron.core.errors import InputError, ShapeError
+
+if TYPE_CHECKING:
+    from interneuron.model.edits import Edit
+
+Activation = Literal["relu", "topk", "jumprelu", "gated"]
+
+
+class Dictionary(Artifact):
+    """Features f of activations x at a site, and the reconstruction they give.
+
+        x' = scale * x - center * decoder_bias
+        h  = x' encoder + encoder_bias
+        f  = max(h, 0)                                    relu
+             the k largest of max(h, 0)                   topk
+             h where h > threshold, else 0                jumprelu (also batch top-k once its threshold is known)
+             max(x' encoder exp(gate_scale) + encoder_bias, 0) where x' encoder + gate_bias > 0, else 0       gated
+        y  = (f decoder + decoder_bias + x' skip) / scale
+
+    encoder       [D F]       decoder        [F O], O = D unless the target is another site (transcoder)
+    encoder_bias  [F]         decoder_bias   [O]
+    threshold     [F], for jumprelu          gate_bias, gate_scale   [F], for gated
+    skip          [D O], for skip transcoders
+    target        site whose activations are reconstructed; "" for `site` itself
+
+    Raises ShapeError when the tensors do not fit together, InputError for an unknown activation or a missing k.
+
+    >>> d = Dictionary(encoder=torch.eye(2), decoder=torch.eye(2), encoder_bias=torch.zeros(2),
+    ...                decoder_bias=torch.zeros(2), activation="topk", k=1)
+    >>> d.encode(torch.tensor([[1.0, 3.0]])).tolist()
+    [[0.0, 3.0]]
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    encoder_bias: Tensor
+    decoder_bias: Tensor
+    activation: str = "relu"
+    k: int = 0
+    threshold: Tensor | None = None
+    gate_bias: Tensor | None = None
+    gate_scale: Tensor | None = None
+    skip: Tensor | None = None
+    center: bool = False
+    scale: float = 1.0
+    target: str = ""
+
+    def validate(self) -> None:
+        """Shapes that fit together, and the parts each activation needs."""
+        if self.activation not in get_args(Activation):
+            raise InputError(f"activation={self.activation!r} is unknown: expected one of {get_args(Activation)}.")
+        if self.encoder.ndim != 2 or self.decoder.ndim != 2:
+            raise ShapeError(
+                f"encoder {list(self.encoder.shape)} and decoder {list(self.decoder.shape)} must be [D F] and [F O]."
+            )
+        (d, f), o = self.encoder.shape, self.decoder.shape[1]
+        wanted = {
+            "decoder": (self.decoder, (f, o)),
+            "encoder_bias": (self.encoder_bias, (f,)),
+            "decoder_bias": (self.decoder_bias, (o,)),
+            "threshold": (self.threshold, (f,)),
+            "gate_bias": (self.gate_bias, (f,)),
+            "gate_scale": (self.gate_scale, (f,)),
+            "skip": (self.skip, (d, o)),
+        }
+        for name, (tensor, shape) in wanted.items():
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ShapeError(
+                    f"Dictionary.{name} has shape {list(tensor.shape)}, expected {list(shape)} beside an encoder of "
+                    f"{[d, f]} ([D F]). A transposed weight is the usual cause."
+                )
+        needs = {"jumprelu": ("threshold",), "gated": ("gate_bias", "gate_scale")}.get(self.activation, ())
+        for name in needs:
+            if getattr(self, name) is None:
+                raise InputError(f"a {self.activation} dictionary needs {name}: pass a tensor [F].")
+        if self.activation == "topk" and not 0 < self.k <= f:
+            raise InputError(f"a topk dictionary needs 0 < k <= {f}, got k={self.k}.")
+        if self.center and o != d:
+            raise InputError("center=True subtracts the decoder bias from the input, which has another width here.")
+
+    @property
+    def n_features(self) -> int:
+        """Number of features F."""
+        return self.encoder.shape[1]
+
+    @property
+    def d_in(self) -> int:
+        """Width D of the activations it reads."""
+        return self.encoder.shape[0]
+
+    def _centred(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        if x.shape[-1] != self.d_in:
+            raise ShapeError(
+                f"activations of shape {list(x.shape)}, expected [..., {self.d_in}]: read {self.site or 'its site'}."
+            )
+        x = x.to(self.encoder.dtype) * self.scale if self.scale != 1 else x.to(self.encoder.dtype)
+        return x - self.decoder_bias if self.center else x
+
+    def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
+        """Feature activations of x, computed in the dtype of the dictionary."""
+        x = self._centred(x)
+        h = x @ self.encoder
+        if self.gate_bias is not None and self.gate_scale is not None:
+            magnitude = torch.relu(h * torch.exp(self.gate_scale) + self.encoder_bias)
+            return torch.where(h + self.gate_bias > 0, magnitude, torch.zeros_like(magnitude))
+        h = h + self.encoder_bias
+        if self.threshold is not None:
+            return torch.where(h > self.threshold, h, torch.zeros_like(h))
+        f = torch.relu(h)
+        if self.activation != "topk":
+            return f
+        top = f.topk(self.k, dim=-1)
+        return torch.zeros_like(f).scatter(-1, top.indices, top.values)
+
+    def decode(self, f: Float[Tensor, "*batch F"], x: Float[Tensor, "*batch D"] | None = None) -> Tensor:
+        """The reconstruction [*batch O] from features; a skip transcoder also needs x."""
+        y = f @ self.decoder + self.decoder_bias
+        if self.skip is not None:
+            if x is None:
+                raise InputError("this transcoder has a skip connection: call decode(f, x) or reconstruct(x).")
+            y = y + self._centred(x) @ self.skip
+        return y / self.scale if self.scale != 1 else y
+
+    def reconstruct(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch O"]:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x), x)
+
+    def quality(self, x: Float[Tensor, "N D"], target: Float[Tensor, "N O"] | None = None) -> dict[str, float]:
+        """Fraction of variance unexplained, mean number of active features, and the share that never fires on x."""
+        f = self.encode(x)
+        wanted = (x if target is None else target).to(f.dtype)
+        left = (wanted - self.decode(f, x)).square().sum()
+        total = (wanted - wanted.mean(0)).square().sum()
+        return {
+            "fvu": float(left / total),
+            "l0": float((f > 0).sum(-1).float().mean()),
+            "dead": float((f <= 0).all(0).float().mean()),
+        }
+
+    def feature(self, index: int) -> Direction:
+        """The direction a feature writes along: its decoder row, in the units of the site."""
+        return Direction(
+            self.decoder[index] / self.scale,
+            site=self.target or self.site,
+            slug=self.slug,
+            fingerprint=self.fingerprint,
+            fitted={"feature": index},
+        )
+
+    def edit(self, features: Sequence[int] | int, alpha: float = 1.0) -> Edit:
+        """Steering along features: add alpha times the sum of their decoder rows."""
+        from interneuron.model.edits import Add
+
+        chosen = [features] if isinstance(features, int) else list(features)
+        return Add(self._where(), self.decoder[chosen].sum(0) / self.scale, alpha=alpha)
+
+    def ablation(self, features: Sequence[int] | int) -> Edit:
+        """Remove what features contribute, f_i decoder_i, and keep everything else, the error term included."""
+        from interneuron.model.edits import Apply
+
+        if self.target:
+            raise InputError("a transcoder's features act at another site than they are read from: edit that site.")
+        chosen = [features] if isinstance(features, int) else list(features)
+
+        def remove(x: Tensor) -> Tensor:
+            part = self.encode(x)[..., chosen] @ self.decoder[chosen] / self.scale
+            return x - part.to(x.dtype)
+
+        return Apply(self._where(), remove)
+
+    def _where(self) -> str:
+        if self.target:
+            return self.target
+        if not isinstance(self.site, str) or not self.site:
+            raise InputError("this dictionary names no site: make a copy with dictionary.replace(site=...).")
+        return self.site
