@@ -79,7 +79,7 @@ class Progress:
             transient=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, rate=self._rate(), notes="")
+        self._task = self._bar.add_task(self.label, total=self.total, rate=self._rate(), notes="")
 
 
 def track(iterable: Iterable[Item], total: float | None = None, label: str = "", unit: str = "it") -> Iterator[Item]:

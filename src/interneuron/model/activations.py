@@ -119,7 +119,7 @@ def _joined(box: Box, tensors: Sequence[Tensor], what: str) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
     if box.concat and "pos" in box.axes:
-        return torch.cat(list(tensors), dim=box.axes.index("pos"))
+        return torch.cat(list(tensors), dim=box.axes.index("pos") - len(box.axes))
     raise SiteDidNotFire(
         f"{box.name} gave {len(tensors)} {what} in one pass, so a single one would hide the others: "
         f"use acts.calls({box.name!r})."

@@ -47,10 +47,16 @@ class AttentionPoint:
         self.read_parts: list[str] = []
         self.gradients: list[tuple[str, Callable[[Tensor], None]]] = []
         self.count = 0
-        self.original_config: Any = module.config
-        self.implementation: str = self.original_config._attn_implementation or "eager"
+        original: Any = module.config
+        self.original_config = original
+        if "_interneuron_point" in vars(original):
+            raise UnsupportedModel(
+                f"{path} is open already through another wrap of the same module: wrap a module once, and nest "
+                "contexts of that one Model."
+            )
+        self.implementation: str = original._attn_implementation or "eager"
         register()
-        config = copy.copy(self.original_config)
+        config = copy.copy(original)
         config.__dict__["_attn_implementation_internal"] = NAME
         config.__dict__["_interneuron_point"] = self
         module.config = config
@@ -138,11 +144,13 @@ class AttentionPoint:
         if new_pattern is not before:
             more = (new_pattern != before).any(-1)
             changed = more if changed is None else changed | more
-        if changed is None or not bool(changed.any()):
+        learning = changed is not None and torch.is_grad_enabled() and new_pattern.requires_grad
+        if changed is None or not (learning or bool(changed.any())):
             return (self._with_gradients(out, new_pattern, values), new_pattern) if self.gradients else None
         weights = torch.nn.functional.dropout(new_pattern, dropout) if dropout else new_pattern
         z = (weights @ values).transpose(1, 2)
-        z = torch.where(changed.transpose(1, 2)[..., None], z, out)
+        kept = _Bits.apply(z, out.detach()) if learning else out
+        z = torch.where(changed.transpose(1, 2)[..., None], z, kept)
         return self._with_gradients(z, new_pattern, values), new_pattern
 
     def _with_gradients(self, out: Tensor, pattern: Tensor, values: Tensor) -> Tensor:
@@ -177,6 +185,20 @@ class AttentionPoint:
                 f"gap {float(gap):.2e}), so scores and pattern would be wrong numbers. Read attn.z instead, or load "
                 "with attn_implementation='eager'."
             )
+
+
+class _Bits(torch.autograd.Function):
+    """The kernel's bits with the gradient of the explicit computation: an edit can be learned from where it is none."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, out: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+        """The kernel's output."""
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override]
+        """All of the gradient goes to the explicit output."""
+        return g, None
 
 
 def explicit_scores(

@@ -11,6 +11,7 @@ and is rounded once to the dtype of the site.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from interneuron.core.errors import EditError, ShapeError
 from interneuron.model.selection import Selection
+from interneuron.model.sites import Site
 
 Gate = Callable[[Tensor], Tensor]
 
@@ -27,7 +29,7 @@ Gate = Callable[[Tensor], Tensor]
 class Edit:
     """Base of all edits: a site (name, alias, module path or glob), and what to do with the tensor there."""
 
-    site: str
+    site: str | Site
 
     # Set by .at(), .when() and multiplication, not by constructors.
     selection: Selection = dataclasses.field(default=Selection(), kw_only=True)
@@ -51,12 +53,15 @@ class Edit:
         return dataclasses.replace(self, gate=gate)
 
     def __mul__(self, factor: float) -> Edit:
-        return dataclasses.replace(self, strength=self.strength * float(factor))
+        return dataclasses.replace(self, strength=_number(self.strength * float(factor), "the strength"))
 
     __rmul__ = __mul__
 
     def __add__(self, other: Edit | Edits) -> Edits:
         return Edits((self,)) + other
+
+    def __radd__(self, other: Any) -> Edits:  # sum() begins with 0
+        return Edits((self,)) if isinstance(other, int) and other == 0 else Edits(as_edits(other)) + self
 
     @property
     def kind(self) -> str:
@@ -78,6 +83,9 @@ class Edits(tuple[Edit, ...]):
         return Edits(edit * factor for edit in self)
 
     __rmul__ = __mul__
+
+    def __radd__(self, other: Any) -> Edits:
+        return Edits((*as_edits(None if isinstance(other, int) and other == 0 else other), *self))
 
     def at(self, **spec: Any) -> Edits:
         """Restrict every edit; see `Edit.at`."""
@@ -104,7 +112,7 @@ def as_edits(value: Any) -> tuple[Edit, ...]:
         return tuple(edit for item in value for edit in as_edits(item))
     if hasattr(value, "edit"):
         raise EditError(f"expected an Edit, got {type(value).__name__}: call its .edit(...) to make one.")
-    raise EditError(f"expected an Edit or a list of edits, got {type(value).__name__}: build one, e.g. inn.Add(site, v).")
+    raise EditError(f"expected an Edit or a list of edits, got {type(value).__name__}: use e.g. inn.Add(site, v).")
 
 
 class Place:
@@ -122,14 +130,27 @@ class Place:
         """A value given for the site or its selected part, laid out to broadcast against x. Raises ShapeError."""
         raise NotImplementedError
 
+    def real(self) -> Tensor | None:
+        """Booleans that broadcast against the tensor, false at padding; None when it has no positions."""
+        raise NotImplementedError
+
 
 def _vector(value: Any, what: str) -> Tensor:
     if not isinstance(value, Tensor):
-        value = torch.as_tensor(value)
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise EditError(f"{what} is a {type(value).__name__}: expected a tensor or numbers.") from None
     if not value.is_floating_point():
         value = value.float()
     if not bool(torch.isfinite(value).all()):
-        raise EditError(f"{what} holds NaN or infinity: check how it was computed.")
+        raise EditError(f"{what} holds NaN or infinity: expected finite numbers. Check how it was computed.")
+    return value
+
+
+def _number(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise EditError(f"{what} is {value}: expected a finite number. Check how it was computed.")
     return value
 
 
@@ -145,6 +166,7 @@ class Add(Edit):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", _vector(self.vector, "the vector of Add"))
+        _number(self.alpha, "the alpha of Add")
 
     def __mul__(self, factor: float) -> Edit:  # exact: scales alpha instead of interpolating
         return dataclasses.replace(self, alpha=self.alpha * float(factor))
@@ -163,6 +185,12 @@ class Scale(Edit):
     """factor * x; the factor is a number, or a tensor that broadcasts against the selected part."""
 
     factor: float | Tensor
+
+    def __post_init__(self) -> None:
+        if isinstance(self.factor, Tensor):
+            _vector(self.factor, "the factor of Scale")
+        else:
+            _number(self.factor, "the factor of Scale")
 
     def transform(self, x: Tensor, place: Place) -> Tensor:
         factor = place.align(x, self.factor) if isinstance(self.factor, Tensor) else self.factor
@@ -207,14 +235,26 @@ class Ablate(Edit):
         if self.value is not None:
             return place.align(x, self.value).expand_as(x).to(x.dtype)
         if self.how == "mean":
-            dims = [i for i, axis in enumerate(place.axes or ("batch",)) if axis in ("batch", "pos", "query")]
-            return x.mean(dim=dims or [0], keepdim=True).expand_as(x)
+            return self._mean(x, place)
         if x.shape[0] < 2:
             raise EditError(
                 f"Ablate(how='resample') at {place.name} has a batch of 1 and no value: "
                 "give value= from other inputs, or run at least two rows."
             )
         return x.roll(1, dims=0)
+
+    def _mean(self, x: Tensor, place: Place) -> Tensor:
+        dims = [i for i, axis in enumerate(place.axes) if axis in ("batch", "pos", "query")] or [0]
+        real = place.real()
+        count = math.prod(x.shape[i] for i in dims) if real is None else int(real.expand(*x.shape).sum(dims).max())
+        if count < 2:
+            raise EditError(
+                f"Ablate(how='mean') at {place.name} averages over one position of this pass, which is no change: "
+                "give value= from other inputs (during generation a pass holds one new token)."
+            )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = (x if real is None else torch.where(real, x, 0)).sum(dims, keepdim=True, dtype=wide)
+        return (total / count).to(x.dtype).expand_as(x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,10 +273,15 @@ class Project(Edit):
         if basis.ndim != 2:
             raise ShapeError(f"the basis of Project has shape {tuple(basis.shape)}: expected [D] or [k, D].")
         object.__setattr__(self, "basis", basis)
+        if not basis.numel():
+            raise ShapeError(f"the basis of Project has shape {tuple(basis.shape)}: expected at least one row.")
         left, values, right = torch.linalg.svd(basis.detach().double(), full_matrices=False)
-        if float(values[-1]) <= 1e-7 * float(values[0]) or float(values[0]) == 0:
-            raise EditError(f"the {len(basis)} rows of the basis are not independent: drop those that repeat others.")
-        object.__setattr__(self, "_q", (left @ right).to(basis.dtype))
+        if len(basis) > basis.shape[1] or float(values[-1]) <= 1e-7 * float(values[0]):
+            raise EditError(
+                f"the {len(basis)} rows of the basis of Project are not independent (width {basis.shape[1]}): "
+                "drop zero rows and those that repeat others."
+            )
+        object.__setattr__(self, "_q", (left @ right).to(torch.promote_types(basis.dtype, torch.float32)))
 
     def transform(self, x: Tensor, place: Place) -> Tensor:
         q = self._q.to(x.device)  # pyrefly: ignore[missing-attribute]
@@ -259,13 +304,19 @@ class Clamp(Edit):
         if direction.ndim != 1 or float(direction.norm()) == 0:
             raise ShapeError(f"the direction of Clamp has shape {tuple(direction.shape)}: expected a non-zero [D].")
         object.__setattr__(self, "direction", direction)
+        if isinstance(self.value, Tensor):
+            _vector(self.value, "the value of Clamp")
+        else:
+            _number(self.value, "the value of Clamp")
 
     def transform(self, x: Tensor, place: Place) -> Tensor:
         u = self.direction.to(x.device)
         check_width(x, u.shape[-1], place.name, "direction")
         wide = x.to(torch.promote_types(x.dtype, u.dtype))
         u = u.to(wide.dtype) / u.norm()
-        target = self.value.to(wide) if isinstance(self.value, Tensor) else self.value
+        target = self.value
+        if isinstance(target, Tensor):  # one value for every vector of the site, or of its selected part
+            target = target.to(wide) if target.ndim == 0 else place.align(x, target[..., None]).to(wide)[..., 0]
         return (wide + (target - wide @ u)[..., None] * u).to(x.dtype)
 
 
@@ -275,6 +326,17 @@ class Transport(Edit):
 
     weight: Tensor
     bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        weight = _vector(self.weight, "the weight of Transport")
+        if weight.ndim not in (1, 2) or weight.shape[0] != weight.shape[-1]:
+            raise ShapeError(f"the weight of Transport has shape {tuple(weight.shape)}: expected [D, D] or [D].")
+        object.__setattr__(self, "weight", weight)
+        if self.bias is not None:
+            bias = _vector(self.bias, "the bias of Transport")
+            if bias.shape != weight.shape[:1]:
+                raise ShapeError(f"the bias of Transport has shape {tuple(bias.shape)}: expected [{len(weight)}].")
+            object.__setattr__(self, "bias", bias)
 
     def transform(self, x: Tensor, place: Place) -> Tensor:
         weight = self.weight.to(x.device)
@@ -291,7 +353,13 @@ class Apply(Edit):
     fn: Callable[[Tensor], Tensor]
 
     def transform(self, x: Tensor, place: Place) -> Tensor:
-        y = self.fn(x)
+        before = None if x.is_inference() else x._version
+        y = self.fn(x.clone() if before is None else x)  # without versions, a write in place could not be noticed
+        if before is not None and x._version != before:
+            raise EditError(
+                f"the function of Apply at {place.name} wrote into its argument, which would also change what is not "
+                "selected: return a new tensor (x * 2 instead of x.mul_(2))."
+            )
         if not isinstance(y, Tensor):
             raise EditError(
                 f"the function of Apply at {place.name} returned {type(y).__name__}: "
@@ -306,6 +374,13 @@ class Above:
 
     direction: Tensor
     threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        direction = _vector(self.direction, "the direction of Above")
+        if direction.ndim != 1 or float(direction.norm()) == 0:
+            raise ShapeError(f"the direction of Above has shape {tuple(direction.shape)}: expected a non-zero [D].")
+        object.__setattr__(self, "direction", direction)
+        _number(self.threshold, "the threshold of Above")
 
     def __call__(self, x: Tensor) -> Tensor:
         u = self.direction.to(x.device)

@@ -7,7 +7,9 @@ any order. One engine belongs to one Model; engines of different models never to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -46,6 +48,7 @@ class Engine:
         self.verified: set[str] = set()
         self.sessions = 0
         self._anchor_handles: list[Any] = []
+        self._held: set[Any] = set()
         self.inplace = any(getattr(m, "inplace", False) is True for m in module.modules())
 
     def point(self, site: Resolved) -> Any:
@@ -77,7 +80,7 @@ class Engine:
             self._anchor_handles.clear()
             for anchor in self.anchors:
                 anchor.stream.forget()
-        for key in [key for key, point in self.points.items() if point.idle]:
+        for key in [key for key, point in self.points.items() if point.idle and key not in self._held]:
             self.points.pop(key).close()
 
     def new_pass(self, anchor: Anchor) -> None:
@@ -94,6 +97,29 @@ class Engine:
                     elif box.values:
                         box.clear()
 
+    def fresh_pass(self) -> None:
+        """Say that the next pass without a cache is a sequence of its own, even if it repeats the last one."""
+        for anchor in self.anchors:
+            anchor.stream.fresh = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run the module inside without a trace in the open contexts: no edit acts, no read or stream takes note."""
+        sinks, held = self.sinks, self._held
+        points = [(point, point.__dict__.copy()) for point in self.points.values()]
+        streams = [(anchor.stream, anchor.stream.__dict__.copy()) for anchor in self.anchors]
+        self.sinks, self._held = [], set(self.points)
+        for point, _ in points:
+            point.__dict__.update({name: [] for name in ("edits", "reads", "read_parts", "gradients")})
+        for stream, _ in streams:
+            stream.release_prompt()
+        try:
+            yield
+        finally:
+            self.sinks, self._held = sinks, held
+            for holder, state in (*points, *streams):
+                holder.__dict__.update(state)
+
 
 class _Follow:
     """Pre-hook of an anchor module: reads what a pass is from its arguments."""
@@ -106,6 +132,9 @@ class _Follow:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch._C._current_graph_task_id() != -1:
             return
+        if len(args) > 1:  # a mask or a cache may be given by position
+            names = list(inspect.signature(module.forward).parameters)
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         first = args[0] if args and isinstance(args[0], Tensor) else None
         ids = kwargs.get("decoder_input_ids")
         if ids is None:
@@ -160,6 +189,9 @@ class Session:
             raise InputError("this context is already open: make a new one with model.read(...) or model.edit(...).")
         if self._spec.grad and not torch.is_grad_enabled():
             raise InputError("read(grad=True) inside torch.no_grad(): gradients are off here. Leave no_grad first.")
+        self.edits.clear()
+        self.boxes.clear()
+        self.stopped = False
         self.engine.open()
         self._open = True
         try:
@@ -224,6 +256,13 @@ class Session:
             self.engine.close()
 
     def _check_fired(self) -> None:
+        try:
+            self._raise_silent()
+        except SiteDidNotFire:
+            refuse_compiled(self.engine.module)  # compiled since it was wrapped: that is the reason then
+            raise
+
+    def _raise_silent(self) -> None:
         silent = [box.name for box in self.boxes.values() if not box.values and not _may_be_empty(box, self._sites)]
         if silent:
             raise SiteDidNotFire(

@@ -2,8 +2,9 @@
 
 A family lists, for every canonical name, a tap expression (see `interneuron.model.taps`). Paths in `layer` are relative
 to one layer, paths in `root` to the model. Where layers differ, a tuple offers alternatives: the first whose module
-exists is taken, and a name with none is simply absent from that layer. `... @ batch,class` states axes that differ from
-the usual ones of that name.
+exists (and whose numbers do) is taken, and a name with none is simply absent from that layer.
+`... @ batch,class` states axes that differ from the usual ones of that name; `... if PATH` takes the tap only when the
+model has a module at PATH.
 
 `equations` state what must hold among the tensors of one layer; the self-check evaluates them on a few tokens, so a
 wrong map is an error and never a wrong number.
@@ -13,13 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import pkgutil
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from interneuron.core.errors import SiteNotFound
 from interneuron.model.sites import axes_of
@@ -30,6 +30,7 @@ SUM = "resid_pre + attn.contribution + mlp.contribution = resid_post"
 MID = "resid_pre + attn.contribution = resid_mid"
 ROWS = "sum attn.pattern = 1"
 TOP = "top router.logits = router.experts"
+NEXT = "resid_post = next.resid_pre"
 _HEAD_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "dim_per_head", "d_head")
 
 
@@ -44,6 +45,7 @@ class Stack:
     prefix     what precedes `layers.N` in the names, e.g. `encoder.`
     stream     name of the token stream the stack belongs to
     repeat     config entry that says how often one shared layer is called (ALBERT), or None
+    chained    what leaves one layer enters the next unchanged, which is checked too
     """
 
     layers: str
@@ -53,6 +55,7 @@ class Stack:
     prefix: str = ""
     stream: str = ""
     repeat: str | None = None
+    chained: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Family:
 
     model_types  values of `config.model_type` it serves        classes  class names, for modules without such a config
     stacks       its stacks of layers                           root     canonical name -> tap, outside the layers
-    parts        models inside the model                        streams  stream name -> module whose calls are its passes
+    parts        models inside the model                       streams  stream name -> module whose calls are its passes
     convs        True: every Conv2d is also `conv.N.out`, in order of definition
     when         config entries that must hold, for architectures with variants: `{"use_parallel_residual": True}`
     """
@@ -103,7 +106,7 @@ class Layout:
     family: str | None
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     streams: dict[str, str] = dataclasses.field(default_factory=lambda: {"": ""})
-    equations: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)  # (layer name, layer path, equation)
+    equations: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)  # (layer name, its path, equation)
     n_layers: int = 0
     shared: bool = False
 
@@ -133,9 +136,24 @@ class Tree:
         regex = re.compile(re.escape(self.real(pattern)).replace(r"\*", "[^.]+"))
         return [path for path in self.modules if regex.fullmatch(path)]
 
-    def number(self, path: str, text: str) -> float:
-        """A literal, a name (attribute of the module at `path`, of one above it, or of the config), or sums of products."""
-        return sum(math.prod(self._value(path, factor) for factor in term.split("*")) for term in text.split("+"))
+    def number(self, path: str, text: str) -> float | Tensor:
+        """A literal, a name (attribute of the module at `path`, of one above it, or of the config), or a sum of terms.
+
+        A name alone may also be a parameter, which is given as it is.
+
+        A term is a product or quotient, read from left to right: `n_heads*head_dim`, `n_heads/n_groups+2`.
+        """
+        for holder in self._upwards(path):
+            if isinstance(getattr(holder, text, None), Tensor):
+                return getattr(holder, text)
+        total = 0.0
+        for term in text.split("+"):
+            first, *rest = re.split(r"([*/])", term)
+            value = self._value(path, first)
+            for sign, factor in zip(rest[::2], rest[1::2], strict=True):
+                value = value * self._value(path, factor) if sign == "*" else value / self._value(path, factor)
+            total += value
+        return total
 
     def _value(self, path: str, name: str) -> float:
         if re.fullmatch(r"-?\d+(\.\d+)?", name):
@@ -160,7 +178,8 @@ class Tree:
 
     def _upwards(self, path: str) -> list[nn.Module]:
         parts = path.split(".") if path else []
-        return [self.modules[".".join(parts[:k])] for k in range(len(parts), 0, -1) if ".".join(parts[:k]) in self.modules]
+        above = (".".join(parts[:k]) for k in range(len(parts), -1, -1))
+        return [self.modules[name] for name in above if name in self.modules]
 
 
 def lay_out(root: nn.Module, family: Family | None = None) -> Layout:
@@ -179,7 +198,8 @@ def _add(layout: Layout, family: Family, tree: Tree, base: str, prefix: str, str
         if real in tree.modules and (name or stream == prefix.rstrip(".")):
             layout.streams[stream + name if name else stream] = _join(base, real)
     for name, taps in family.root.items():
-        _add_site(layout, tree, base, prefix + name, taps, "", stream)
+        own = name.split(".", 1)[0]
+        _add_site(layout, tree, base, prefix + name, taps, "", stream + own if own in family.streams else stream)
     for stack in family.stacks:
         _add_stack(layout, stack, tree, base, prefix, stream)
     if family.convs:
@@ -200,7 +220,8 @@ def _add_stack(layout: Layout, stack: Stack, tree: Tree, base: str, prefix: str,
     calls: list[int | None] = [None] * len(paths)
     if stack.repeat and paths:
         count = int(tree.number("", stack.repeat))
-        paths, calls = paths[:1] * count, list(range(count))
+        paths = paths[:1] * count
+        calls = [*range(count)]
         layout.shared = True
     stream = (stream + stack.stream) if stack.stream else stream
     for i, (path, call) in enumerate(zip(paths, calls, strict=True)):
@@ -209,13 +230,12 @@ def _add_stack(layout: Layout, stack: Stack, tree: Tree, base: str, prefix: str,
             _add_site(layout, tree, base, f"{name}.{suffix}", taps, path, stream, call)
         for head, module in stack.attention.items():
             _add_attention(layout, tree, base, f"{name}.{head}", _join(path, module), stream, call)
-        layout.equations += [(name, _join(base, path), equation) for equation in stack.equations]
+        equations = (*stack.equations, NEXT) if stack.chained and i + 1 < len(paths) else stack.equations
+        layout.equations += [(name, _join(base, path), equation) for equation in equations]
     layout.n_layers = max(layout.n_layers, len(paths))
 
 
-def _add_attention(
-    layout: Layout, tree: Tree, base: str, name: str, path: str, stream: str, call: int | None
-) -> None:
+def _add_attention(layout: Layout, tree: Tree, base: str, name: str, path: str, stream: str, call: int | None) -> None:
     from interneuron.model.attention import supports_attention
 
     module = tree.modules.get(path)
@@ -229,14 +249,23 @@ def _add_attention(
 def _add_site(
     layout: Layout, tree: Tree, base: str, name: str, taps: Taps, at: str, stream: str, call: int | None = None
 ) -> None:
-    for expression in (taps,) if isinstance(taps, str) else taps:
+    choices = (taps,) if isinstance(taps, str) else taps
+    for left, expression in zip(range(len(choices) - 1, -1, -1), choices, strict=True):
+        expression, _, needed = expression.partition(" if ")
+        if needed and tree.real(needed.strip()) not in tree.modules:
+            continue
         text, _, axes = expression.partition("@")
         path, rest = text.strip().split(":", 1)
         path = _join(at, path) if at else tree.real(path)
         if path not in tree.modules:
             continue
-        tap = parse_tap(f"{path}:{rest}", lambda word, p=path: tree.number(p, word), tree.d_head(path))
-        tap = dataclasses.replace(tap, path=_join(base, path), call=call)
+        try:
+            tap = parse_tap(f"{path}:{rest}", lambda word, p=path: tree.number(p, word), tree.d_head(path))
+        except SiteNotFound:  # a scale this model does without
+            if left:
+                continue
+            raise
+        tap = dataclasses.replace(tap, path=_join(base, path), call=tap.call if call is None else call)
         named = tuple(axis.strip() for axis in axes.split(",")) if axes else axes_of(name)
         layout.entries.setdefault(name, Entry(name, named, tap, stream))
         return

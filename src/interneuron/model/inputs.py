@@ -144,7 +144,9 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
         inputs["input_ids"] = (torch.arange(low, low + 6, device=device) % vocab)[None].repeat(2, 1)
         if getattr(config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = inputs["input_ids"][:, :4].clone()
-    if has_images or (vision is not config and hasattr(module, "get_image_features") and "text" not in _plain_lm(module)):
+    if has_images or (
+        vision is not config and hasattr(module, "get_image_features") and "text" not in _plain_lm(module)
+    ):
         size = getattr(vision, "image_size", None) or 32
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         channels = getattr(vision, "num_channels", 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,6 +131,8 @@ class Model:
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Run the module: text, list of texts, token tensor, image tensor, dict or tuple of arguments -> its output."""
         args, named = self.prepare(inputs)
+        if self._engine.sessions:
+            self._engine.fresh_pass()
         return self.module(*args, **named, **kwargs)
 
     def prepare(self, inputs: Any, padding_side: str = "right") -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -177,7 +179,7 @@ class Model:
         dtype  dtype of the copy
         Reading changes no bit of the output. Raises SiteNotFound, AxisError, and on exit SiteDidNotFire.
         """
-        names = [n for item in sites for n in ([item] if isinstance(item, (str, Site)) else item)]
+        names: list[Any] = [n for item in sites for n in (item if isinstance(item, (list, tuple)) else [item])]
         places = self.resolve(names)
         check_buffers(to, [place.name for place in places])
         spec = ReadSpec(grad=grad, to=to, dtype=dtype, copy=to is not None or dtype is not None)
@@ -195,10 +197,11 @@ class Model:
             for place in self.resolve([_site_of(edit)])
         ]
 
-    def run(self, inputs: Any, read: Any = None, edit: Any = None, **kwargs: Any) -> Run:
+    def run(self, inputs: Any, read: Any = None, edit: Any = None, to: Any = None, **kwargs: Any) -> Run:
         """One pass with reads and edits. `run.acts` holds the sites, `run.output` the module's output.
 
         With sites to read, the pass stops after the last of them; asking for `run.output` then runs a whole one.
+        `to` is a device or a dict of buffers for what is read, as in `read`.
         """
         bound = self.bind(edit) if edit is not None else []
         places = self.resolve(read) if read is not None else []
@@ -209,18 +212,29 @@ class Model:
 
         if not places:
             return Run(Activations({}, self._resolver.canonical), whole, whole(), done=True)
-        stop = self._stop_after(places)
+        check_buffers(to, [place.name for place in places])
         session = Session(
-            self._engine, edits=bound, reads=places, canonical=self._resolver.canonical, stop_after=stop
+            self._engine,
+            edits=bound,
+            reads=places,
+            spec=ReadSpec(to=to, copy=to is not None),
+            canonical=self._resolver.canonical,
+            stop_after=self._stop_after(places) if self._may_stop(inputs, kwargs) else None,
         )
         try:
-            with session as acts:
+            with session:
                 output = self(inputs, **kwargs)
         except StopForward:
             self._note(session)
-            return Run(acts, whole)
+            return Run(session.acts, whole)
         self._note(session)
-        return Run(acts, whole, output, done=True)
+        return Run(session.acts, whole, output, done=True)
+
+    def _may_stop(self, inputs: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether a pass may be cut short and run again: not where others watch it, or where it leaves a trace."""
+        named = {**inputs, **kwargs} if isinstance(inputs, Mapping) else kwargs
+        cached = any(named.get(name) is not None for name in ("past_key_values", "cache_params"))
+        return not (cached or self._engine.sessions or self.module.training or hasattr(self.module, "_hf_hook"))
 
     def _stop_after(self, places: Sequence[Resolved]) -> dict[str, int] | None:
         """How often each site fires in a pass; None while that is not known, so that no call is ever cut off."""
@@ -240,9 +254,7 @@ class Model:
                 if not session.stopped:
                     self._counts[name] = len(box.values)
 
-    def sweep(
-        self, inputs: Any, edits: Sequence[Any], metric: Callable[[Any], Any], batch_size: int = 32
-    ) -> Tensor:
+    def sweep(self, inputs: Any, edits: Sequence[Any], metric: Callable[[Any], Any], batch_size: int = 32) -> Tensor:
         """One score per edit: many interventions batched into few forward passes. See `interneuron.model.sweep`."""
         from interneuron.model.sweep import sweep
 
@@ -263,7 +275,9 @@ class Model:
             raise
 
     def __repr__(self) -> str:
-        return f"Model({type(self.module).__name__}, family={self.family!r}, sites={len(self._resolver.layout.entries)})"
+        return (
+            f"Model({type(self.module).__name__}, family={self.family!r}, sites={len(self._resolver.layout.entries)})"
+        )
 
 
 def _site_of(edit: Edit) -> Any:

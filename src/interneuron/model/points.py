@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interneuron.core.errors import AxisError, EditError, ShapeError
+from interneuron.core.errors import EditError, ShapeError
 from interneuron.model.activations import Box
 from interneuron.model.edits import Edit, Place
 from interneuron.model.positions import Stream
@@ -35,7 +35,7 @@ class Resolved:
     module: nn.Module
     stream: Stream
     stream_name: str
-    selection: Selection = Selection()
+    selection: Selection = dataclasses.field(default_factory=Selection)
 
 
 class Point:
@@ -198,7 +198,11 @@ def rewrite(edit: Edit, site: Resolved, x: Tensor, matched: bool) -> tuple[Tenso
     if y.dtype != x.dtype:
         raise EditError(f"{edit.kind} at {site.name} returned {y.dtype}, the site is {x.dtype}: cast inside the edit.")
     if edit.strength != 1:
-        y = torch.lerp(x, y, edit.strength) if x.is_floating_point() else y
+        if not x.is_floating_point():
+            raise EditError(
+                f"{edit.kind} at {site.name} has strength {edit.strength}, but the site holds {x.dtype}: use 1."
+            )
+        y = torch.lerp(x, y, edit.strength)
     if edit.gate is not None:
         mask = gate_mask(edit, site.name, x) & mask
     return (y if mask is True else torch.where(mask, y, x)), True
@@ -232,6 +236,10 @@ class SitePlace(Place):
             return value
         return self.region.align(x, value)
 
+    def real(self) -> Tensor | None:
+        """Booleans that broadcast against the tensor, false at padding; None when it has no positions."""
+        return self.region.real()
+
 
 def gate_mask(edit: Edit, name: str, x: Tensor) -> Tensor:
     """The gate's booleans, with axes appended so that they broadcast against x."""
@@ -240,7 +248,7 @@ def gate_mask(edit: Edit, name: str, x: Tensor) -> Tensor:
     if not isinstance(open_, Tensor):
         open_ = torch.as_tensor(open_, device=x.device)
     if open_.dtype != torch.bool or tuple(open_.shape) != tuple(x.shape[: open_.ndim]):
-        raise AxisError(
+        raise EditError(
             f"the gate at {name} returned {open_.dtype} of shape {tuple(open_.shape)}: expected booleans shaped like "
             f"the leading axes of {tuple(x.shape)}."
         )
@@ -274,8 +282,12 @@ def make_reader(site: Resolved, box: Box, spec: ReadSpec, point: Any) -> Step:
                 if value is None:
                     return
             if in_backward() == -1:
+                if value.is_inference():  # no version tells whether the model overwrites it later
+                    value = value.clone()
+                    versions.append(0)
+                else:
+                    versions.append(value._version)
                 values.append(value)
-                versions.append(0 if value.is_inference() else value._version)
 
         return read
 
@@ -299,8 +311,13 @@ def make_reader(site: Resolved, box: Box, spec: ReadSpec, point: Any) -> Step:
             store = gradient_store(site, box, stream.batch)
             if inferred:  # the kernel never forms these tensors; the point derives their gradient from its output's
                 point.on_gradient(tap.key, store)
-            else:
+            elif raw.requires_grad:  # integers carry no gradient; acts.grad says so when asked
                 raw.register_hook(store)
+        if values and isinstance(spec.to, dict):
+            raise ShapeError(
+                f"{site.name} gave another tensor of the same sequence, and its buffer holds one: read it without "
+                "buffers (to='cpu')."
+            )
         values.append(_kept(x, site.name, spec))
         versions.append(0 if x.is_inference() else x._version)
         if spec.on_fire is not None:
@@ -331,7 +348,7 @@ def gradient_store(site: Resolved, box: Box, batch: int | None) -> Callable[[Ten
 
 def _kept(x: Tensor, name: str, spec: ReadSpec) -> Tensor:
     if not spec.copy:
-        return x
+        return x.clone() if x.is_inference() else x
     if isinstance(spec.to, dict):
         buffer = spec.to[name]
         if buffer.shape != x.shape:

@@ -66,7 +66,8 @@ class Stream:
         self._history: list[Tensor] = []
         self._prompt: Tensor | None = None
         self._prompt_columns = 0
-        self._fixed: tuple[Tensor, int, list[Tensor] | None] | None = None
+        self._fixed: tuple[Tensor, list[Tensor] | None] | None = None
+        self.fresh = False  # the caller says that the next pass without a cache is a sequence of its own
         self._memo: dict[Any, Any] = {}
         self._spans: dict[Span, list[list[int]]] = {}
 
@@ -79,7 +80,8 @@ class Stream:
             past = _cache_length(cache)
             if not past and cache is self._cache:
                 past = self.past + self.length
-        restart = past == 0 and not self._extends(ids, length, batch)
+        restart = past == 0 and (self.fresh or not self._extends(ids, length, batch))
+        self.fresh = False
         self.continuing = not restart
         self.serial += 1
         self._memo.clear()
@@ -100,7 +102,7 @@ class Stream:
     def _extends(self, ids: Tensor | None, length: int, batch: int | None) -> bool:
         """True when generation without a cache feeds the whole sequence again, one column longer."""
         if self._fixed is not None:
-            return self.serial > 0 and batch == self.batch and length > self._fixed[1]
+            return self.serial > 0 and batch == self.batch and length > self.prompt_columns
         old = self._ids
         return (
             ids is not None
@@ -111,10 +113,10 @@ class Stream:
             and torch.equal(ids[:, :-1], old)
         )
 
-    def fix_prompt(self, lengths: Tensor, columns: int, ids: list[Tensor] | None = None) -> None:
-        """State the prompt before generation begins: real tokens per row, columns with padding, each row's tokens."""
-        self._fixed = (lengths, columns, ids)
-        self.rows = int(lengths.shape[0])
+    def fix_prompt(self, real: Bool[Tensor, "B columns"], ids: list[Tensor] | None = None) -> None:
+        """State the prompt before generation begins: where its real tokens are, and each row's tokens if known."""
+        self._fixed = (real, ids)
+        self.rows = int(real.shape[0])
         self.forget()
 
     def release_prompt(self) -> None:
@@ -149,7 +151,7 @@ class Stream:
     @property
     def prompt_columns(self) -> int:
         """Columns of the prompt, padding included."""
-        return self._fixed[1] if self._fixed is not None else self._prompt_columns
+        return self._fixed[0].shape[1] if self._fixed is not None else self._prompt_columns
 
     def pass_phase(self) -> str:
         """`prompt`, `generated` or `mixed`: what the columns of the current pass are."""
@@ -160,12 +162,22 @@ class Stream:
     def real(self, device: torch.device) -> Bool[Tensor, "B columns"]:
         """True at real tokens, for all columns up to the end of this pass."""
         total = self.past + self.length
+        stated = self._stated(device)
+        if stated is not None:  # everything after the prompt is real
+            stated = torch.nn.functional.pad(stated, (0, max(0, total - stated.shape[1])), value=True)
+            return stated[:, :total]
         if self._mask is not None and self._mask.shape[0] == self.batch and self._mask.shape[1] >= self.length:
             mask = self._mask[:, :total].to(device).bool()
             if mask.shape[1] < total:  # the mask covers this pass only
                 mask = torch.nn.functional.pad(mask, (total - mask.shape[1], 0), value=True)
             return mask
         return torch.ones(self.batch or 1, total, dtype=torch.bool, device=device)
+
+    def _stated(self, device: torch.device) -> Bool[Tensor, "B columns"] | None:
+        """Real tokens of the prompt as stated by `fix_prompt`, one row for every beam or sample of it."""
+        if self._fixed is None or (self.batch or 0) % len(self._fixed[0]):
+            return None
+        return self._fixed[0].to(device).repeat_interleave((self.batch or 1) // len(self._fixed[0]), 0)
 
     def index(self, device: torch.device) -> Int[Tensor, "B columns"]:
         """Number of each column's token within its row (padding: -1)."""
@@ -174,9 +186,9 @@ class Stream:
 
     def prompt_lengths(self, device: torch.device) -> Int[Tensor, " B"]:
         """Real tokens of each row's prompt."""
-        if self._fixed is not None:
-            lengths = self._fixed[0].to(device)
-            return lengths.repeat_interleave((self.batch or 1) // len(lengths))
+        stated = self._stated(device)
+        if stated is not None:
+            return stated.sum(1)
         if self._prompt is None:
             self._prompt = self.real(device)[:, : self._prompt_columns].sum(1)
         return self._prompt.to(device)
@@ -197,12 +209,18 @@ class Stream:
             kind = self.pass_phase()
             if kind != "mixed":
                 return kind == phase
-        memo = (repr(choice), phase, columns, whole)
+        memo = (repr(choice), phase, columns, whole, device)
         if memo not in self._memo:
             source = _plain_stream(columns, self.batch) if plain else self
             mask = source._mask_of(choice, phase, device)[:, -columns:]
             self._memo[memo] = False if not bool(mask.any()) else mask
         return self._memo[memo]
+
+    def ranks(self, choice: Any, phase: Phase, columns: int, device: torch.device, whole: bool = False) -> Tensor:
+        """Number of each selected column among all that were selected so far in its row; -1 elsewhere. [B, columns]"""
+        plain = columns != (self.past + self.length if whole else self.length)
+        mask = (_plain_stream(columns, self.batch) if plain else self)._mask_of(choice, phase, device)
+        return torch.where(mask, mask.long().cumsum(1) - 1, -1)[:, -columns:]
 
     def _mask_of(self, choice: Any, phase: Phase, device: torch.device) -> Bool[Tensor, "B columns"]:
         index, prompt = self.index(device), self.prompt_lengths(device)[:, None]
@@ -222,29 +240,38 @@ class Stream:
                 return base == prompt + choice
             return base == choice
         if isinstance(choice, slice):
+            self._check_slice(choice, phase)
             return _in_slice(choice, base, prompt)
         if isinstance(choice, Token):
             return self._token_mask(choice, base.shape[1], device)
         if isinstance(choice, Span):
+            if phase == "generated":
+                raise PositionError(
+                    f"the span {choice.text!r} with phase='generated': spans are pieces of the prompt, so it would "
+                    "never match. Leave phase out, or use Token(...) for tokens the model produces."
+                )
             return self._span_mask(choice, base, device)
-        rows = choice.tolist() if isinstance(choice, Tensor) else list(choice)
-        if rows and isinstance(rows[0], (list, tuple, Tensor)):
-            return self._per_row(rows, base, prompt, phase, device)
-        masks = [self._choose(item, base, prompt, phase, device) for item in rows]
-        return torch.stack(masks).any(0) if masks else torch.zeros_like(base, dtype=torch.bool)
+        if isinstance(choice[0], list):
+            return self._per_row(choice, base, prompt, phase, device)
+        return torch.stack([self._choose(item, base, prompt, phase, device) for item in choice]).any(0)
 
     def _per_row(self, rows: Sequence[Any], base: Tensor, prompt: Tensor, phase: Phase, device: Any) -> Tensor:
-        group, rest = divmod(base.shape[0], len(rows))
-        if rest:
-            raise PositionError(
-                f"positions are given for {len(rows)} rows, the batch has {base.shape[0]}: give one list per row."
-            )
+        wanted = self.rows or base.shape[0]
+        if len(rows) not in (wanted, base.shape[0]) or not all(isinstance(row, list) for row in rows):
+            raise PositionError(f"positions are given for {len(rows)} rows, the batch has {wanted}: one list per row.")
+        group = base.shape[0] // len(rows)
         mask = torch.zeros_like(base, dtype=torch.bool)
         for r, row in enumerate(rows):
             part = slice(r * group, (r + 1) * group)
-            for item in row.tolist() if isinstance(row, Tensor) else row:
-                mask[part] |= self._choose(int(item), base[part], prompt[part], phase, device)
+            for item in row:
+                if not isinstance(item, int):
+                    raise PositionError(f"{item!r} in the list of row {r}: positions per row are ints. Give numbers.")
+                mask[part] |= self._choose(item, base[part], prompt[part], phase, device)
         return mask
+
+    def _check_slice(self, choice: slice, phase: Phase) -> None:
+        if phase == "generated" and min(choice.start or 0, choice.stop or 0) < 0:
+            self._check_negative(min(choice.start or 0, choice.stop or 0), torch.empty(0), phase)
 
     def _check_negative(self, choice: int, prompt: Tensor, phase: Phase) -> None:
         if phase == "generated":
@@ -284,9 +311,11 @@ class Stream:
         return mask
 
     def _prompt_rows(self) -> list[Tensor]:
-        if self._fixed is not None and self._fixed[2] is not None:
-            return self._fixed[2]
+        if self._fixed is not None and self._fixed[1] is not None:
+            return self._fixed[1]
         ids = self._ids_of_sequence()
+        if ids.shape[1] < self.prompt_columns:
+            raise PositionError("the text of the whole prompt is not known here (part of it is in a cache): use ints.")
         real = self.real(ids.device)[:, : self.prompt_columns]
         return [row[keep] for row, keep in zip(ids[:, : real.shape[1]], real, strict=True)]
 

@@ -1,7 +1,8 @@
-"""From a selection by axis name to the part of a tensor it means, for reads (`take`) and for edits (`mask`, `align`)."""
+"""From a selection by axis name to the part of a tensor it means, for reads (`take`) and edits (`mask`, `align`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,6 +50,14 @@ class Region:
             raise AxisError(f"{self.name} has no position axis, so phase={self.selection.phase!r} means nothing there.")
         return total
 
+    def real(self) -> Bool[Tensor, "..."] | None:
+        """A mask that broadcasts against x, false at padding; None when no axis counts positions."""
+        for i, axis in enumerate(self.axes):
+            if axis in ("pos", "query"):
+                part = self.stream.select(slice(None), "all", self.x.shape[i], self.x.device)
+                return self._spread(part, i) if isinstance(part, Tensor) else None
+        return None
+
     def _spread(self, part: Tensor, i: int) -> Tensor:
         shape = [1] * self.x.ndim
         if part.ndim == 2:
@@ -86,14 +95,15 @@ class Region:
                 if mask is False:
                     return None
                 if mask is not True:
-                    x = self._gather(x, i, mask)  # pyrefly: ignore[bad-argument-type]
+                    x = self._gather(x, i, mask)
                 if isinstance(choice, int):
                     drop.append(i)
             elif choice is not None:
                 size = x.shape[i]
-                chosen = indices(choice, size, axis, self.name)
+                group = self._rows_per_prompt(size) if axis == "batch" else 1
+                chosen = [k * group + j for k in indices(choice, size // group, axis, self.name) for j in range(group)]
                 x = x.index_select(i, torch.tensor(chosen, device=x.device))
-                if isinstance(choice, int):
+                if isinstance(choice, int) and group == 1:
                     drop.append(i)
         for i in reversed(drop):
             x = x.squeeze(i)
@@ -124,77 +134,73 @@ class Region:
                 f"{self.name}: the vector has width {value.shape[0]}, the site {x.shape[-1]} (its shape is "
                 f"{tuple(x.shape)}): use one made for this site."
             )
-        if value.ndim <= 1 or self._fits(value, x):
+        if value.ndim <= 1:
             return value
-        drops = [i for i, axis in enumerate(self.axes) if isinstance(self.selection.get(axis), int)]
-        for i in drops:
-            value = value.unsqueeze(i) if i <= value.ndim else value
-        if self._fits(value, x):
-            return value
-        value = self._this_pass(value, x)
-        if self._fits(value, x):
-            return value
-        placed = self._place(x, value)
-        if placed is None:
-            raise ShapeError(
-                f"{self.name}: a value of shape {tuple(value.shape)} fits neither the site {tuple(x.shape)} nor the "
-                f"part selected by ({self.selection.describe() or 'everything'}). During generation a value for the "
-                "prompt needs .at(phase='prompt')."
-            )
-        return placed
-
-    @staticmethod
-    def _fits(value: Tensor, x: Tensor) -> bool:
-        return value.ndim <= x.ndim and all(
-            n in (1, m) for n, m in zip(reversed(value.shape), reversed(x.shape), strict=False)
+        for shaped in self._layouts(value):
+            laid: Tensor | None = shaped
+            for i in range(x.ndim):
+                laid = None if laid is None else self._along(i, laid)
+            if laid is not None:
+                return laid
+        raise ShapeError(
+            f"{self.name}: a value of shape {tuple(value.shape)} fits neither the site {tuple(x.shape)} nor the "
+            f"part selected by ({self.selection.describe() or 'everything'}). During generation a value for the "
+            "prompt needs .at(phase='prompt')."
         )
 
-    def _this_pass(self, value: Tensor, x: Tensor) -> Tensor:
-        """The columns of a value for the whole prompt that belong to this pass (chunked prefill)."""
-        if value.ndim != x.ndim:
-            return value
-        for i, axis in enumerate(self.axes):
-            wanted = self.stream.prompt_columns
-            if axis in POSITION_AXES and value.shape[i] == wanted and x.shape[i] < wanted:
-                start = 0 if axis == "key" else self.stream.past
-                part = value.narrow(i, start, min(x.shape[i], wanted - start))
-                if part.shape[i] < x.shape[i]:
-                    pad = torch.zeros_like(part.narrow(i, 0, 1)).expand(
-                        *part.shape[:i], x.shape[i] - part.shape[i], *part.shape[i + 1 :]
-                    )
-                    part = torch.cat([part, pad], dim=i)
-                value = part
-        return value
+    def _layouts(self, value: Tensor) -> Iterator[Tensor]:
+        """The value with as many axes as the site: first as the selected part, whose ints dropped their axes."""
+        missing = self.x.ndim - value.ndim
+        drops = [i for i, axis in enumerate(self.axes) if isinstance(self.selection.get(axis), int)]
+        if missing and missing == len(drops):
+            part = value
+            for i in drops:
+                part = part.unsqueeze(i)
+            yield part
+        if missing >= 0:
+            yield value.reshape((1,) * missing + tuple(value.shape))
 
-    def _place(self, x: Tensor, value: Tensor) -> Tensor | None:
-        """Scatter a value shaped like the selected part into a tensor shaped like x."""
-        if value.ndim != x.ndim:
+    def _along(self, i: int, value: Tensor) -> Tensor | None:
+        """The value laid out along axis i of the site, for the whole axis or for its selected part; None if neither."""
+        axis, n, size = self.axes[i], value.shape[i], self.x.shape[i]
+        choice = self.selection.get(axis)
+        if n == 1:
+            return value
+        if axis in POSITION_AXES:
+            return self._along_positions(i, value, choice)
+        group = self._rows_per_prompt(size) if axis == "batch" else 1
+        if choice is not None:
+            chosen = indices(choice, size // group, axis, self.name)
+            if n == len(chosen):
+                table = torch.zeros(size // group, dtype=torch.long)
+                table[chosen] = torch.arange(n)
+                return value.index_select(i, table.repeat_interleave(group).to(value.device))
+        if n * group == size:
+            return value if group == 1 else value.repeat_interleave(group, i)
+        return value if n == size else None
+
+    def _along_positions(self, i: int, value: Tensor, choice: Any) -> Tensor | None:
+        stream, n, size, whole = self.stream, value.shape[i], self.x.shape[i], self.axes[i] == "key"
+        past, prompt = 0 if whole else stream.past, stream.prompt_columns
+        own = size == stream.length + (stream.past if whole else 0)
+        partial = own and (stream.past > 0 or stream.length != prompt)  # this pass holds a part of the sequence
+        if n == size and not (partial and choice is not None):
+            return value
+        if own and n == prompt and past < prompt:  # a value for the prompt, of which this pass holds some columns
+            part = value.narrow(i, past, min(size, prompt - past))
+            rest = list(part.shape)
+            rest[i] = size - part.shape[i]
+            return torch.cat([part, part.new_zeros(rest)], dim=i)
+        phase = "all" if whole else self.selection.phase
+        if choice is None and phase == "all":
             return None
-        for i, axis in enumerate(self.axes):
-            if value.shape[i] in (1, x.shape[i]):
-                continue
-            choice = self.selection.get(axis)
-            if choice is None:
-                return None
-            if axis in POSITION_AXES:
-                mask = self.stream.select(choice, self.selection.phase, x.shape[i], x.device, whole=axis == "key")
-                if not isinstance(mask, Tensor) or bool((mask.sum(1) != value.shape[i]).any()):
-                    return None
-                where = mask.nonzero()[:, 1].reshape(mask.shape[0], -1)
-            else:
-                where = torch.tensor([indices(choice, x.shape[i], axis, self.name)], device=x.device)
-                if where.shape[1] != value.shape[i]:
-                    return None
-            rows = max(where.shape[0], value.shape[0])
-            full = [rows if j == 0 else n for j, n in enumerate(value.shape)]
-            index_shape = [1] * x.ndim
-            index_shape[0], index_shape[i] = where.shape
-            index = where.reshape(index_shape).expand(full)
-            full_out = list(full)
-            full_out[i] = x.shape[i]
-            out = torch.zeros(full_out, dtype=value.dtype, device=x.device)
-            value = out.scatter(i, index, value.expand(full))
-        return value if self._fits(value, x) else None
+        ranks = stream.ranks(choice, phase, size, value.device, whole)
+        counts = ranks.max(1).values + 1
+        if bool((counts > n).any()) or (not partial and stream.rows is None and bool((counts != n).any())):
+            return None
+        shape = [1] * self.x.ndim
+        shape[0], shape[i] = ranks.shape
+        return value.take_along_dim(ranks.clamp(min=0).reshape(shape), dim=i)
 
 
 def indices(choice: Any, size: int, axis: str, name: str) -> list[int]:

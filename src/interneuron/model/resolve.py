@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from interneuron.core.errors import SiteNotFound, did_you_mean
+from interneuron.core.errors import AxisError, SiteNotFound, did_you_mean
 from interneuron.model.aliases import canonical_alias
 from interneuron.model.family import Family, Layout, lay_out
 from interneuron.model.points import Resolved
@@ -39,7 +39,13 @@ class Resolver:
                 if selection:
                     check_axes(selection, place.axes or selection.axes, place.name)
                     place = dataclasses.replace(place, selection=selection)
-                found.setdefault(place.name, place)
+                if found.setdefault(place.name, place).selection != place.selection:
+                    raise AxisError(
+                        f"{place.name} is named twice with different selections "
+                        f"({found[place.name].selection.describe() or 'everything'}; "
+                        f"{selection.describe() or 'everything'}): read it once with both, or in "
+                        "two nested reads."
+                    )
         if not found:
             raise SiteNotFound("no site was named: give at least one, e.g. model.read('layers.*.resid_post').")
         return list(found.values())
@@ -82,7 +88,12 @@ class Resolver:
             entry = self.layout.entries.get(alias) if alias else None
         if entry is not None:
             return Resolved(
-                entry.name, entry.axes, entry.tap, self.modules[entry.tap.path], self.streams[entry.stream], entry.stream
+                entry.name,
+                entry.axes,
+                entry.tap,
+                self.modules[entry.tap.path],
+                self.streams[entry.stream],
+                entry.stream,
             )
         return self._module_path(name)
 
@@ -93,10 +104,15 @@ class Resolver:
             raise SiteNotFound(
                 f"{name!r} is not a site of {self._title()}.{did_you_mean(name, self._options())}{self._hint()}"
             )
-        tap = parse_tap(text, lambda word: float(word), None)
+        tap = parse_tap(text, float, None)
         twin = next(
-            (e for e in self.layout.entries.values() if not e.tap.views and e.tap.call is None and
-             (e.tap.path, e.tap.side, e.tap.key) == (tap.path, tap.side, tap.key)),
+            (
+                e
+                for e in self.layout.entries.values()
+                if not e.tap.views
+                and e.tap.call is None
+                and (e.tap.path, e.tap.side, e.tap.key) == (tap.path, tap.side, tap.key)
+            ),
             None,
         )
         stream = twin.stream if twin else self._stream_of(path)
@@ -127,7 +143,7 @@ class Resolver:
             )
         return " model.sites() lists all."
 
-    def sites(self, pattern: str, shapes: dict[str, Sequence[int]]) -> list[Site]:
+    def sites(self, pattern: str, shapes: Mapping[str, Sequence[int]]) -> list[Site]:
         """Sites by pattern, with the shapes seen so far."""
         names = self.expand(pattern) if self.layout.entries or ":" in pattern else self.expand("*:out")
         out = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -22,11 +24,11 @@ class Selection:
 
     __slots__ = ("_spec", "phase")
 
-    def __init__(self, spec: dict[str, Any] | None = None, phase: Phase = "all") -> None:
+    def __init__(self, spec: dict[str, Any] | None = None, phase: str = "all") -> None:
         if phase not in get_args(Phase):
             raise PositionError(f"phase={phase!r} is unknown: expected one of {get_args(Phase)}.")
         self._spec = dict(spec or {})
-        self.phase: Phase = phase
+        self.phase: Phase = phase  # pyrefly: ignore[bad-assignment]
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -51,13 +53,12 @@ class Selection:
             if axis in merged:
                 raise AxisError(f"axis {axis!r} is already selected ({merged[axis]!r}): select each axis once.")
             if value is not None:
-                _check_choice(axis, value)
-                merged[axis] = value
+                merged[axis] = _normal(axis, value)
         return Selection(merged, phase)
 
     def describe(self) -> str:
         """The selection as it would be written in `.at(...)`."""
-        parts = [f"{axis}={_show(choice)}" for axis, choice in self._spec.items()]
+        parts = [f"{axis}={choice!r}" for axis, choice in self._spec.items()]
         return ", ".join(parts + ([f"phase={self.phase!r}"] if self.phase != "all" else []))
 
     def __bool__(self) -> bool:
@@ -73,10 +74,23 @@ class Selection:
         return f"Selection({self.describe()})"
 
 
-def _show(choice: Any) -> str:
-    return repr(choice.tolist()) if hasattr(choice, "tolist") else repr(choice)
+def _normal(axis: str, choice: Any) -> Any:
+    """The choice as plain ints, slices and lists that nobody else can change; text and spans pass as they are."""
+    if hasattr(choice, "tolist"):  # tensors and NumPy numbers and arrays
+        choice = choice.tolist()
+    if isinstance(choice, slice):
+        return slice(*(None if bound is None else _normal(axis, bound) for bound in _bounds(choice)))
+    if isinstance(choice, (list, tuple, range)) and len(choice):
+        return [[] if isinstance(item, list) and not item else _normal(axis, item) for item in choice]
+    if isinstance(choice, str) or dataclasses.is_dataclass(choice):
+        return choice
+    if isinstance(choice, bool) or not hasattr(choice, "__index__"):
+        raise AxisError(
+            f"{axis}={choice!r} is not a choice: expected an int, a list of ints (not empty), a slice or a span. "
+            "Turn a mask into numbers with mask.nonzero()."
+        )
+    return operator.index(choice)
 
 
-def _check_choice(axis: str, choice: Any) -> None:
-    if isinstance(choice, bool) or isinstance(choice, float):
-        raise AxisError(f"{axis}={choice!r} is not a choice: expected an int, a list of ints, a slice or a span.")
+def _bounds(choice: slice) -> tuple[Any, Any, Any]:
+    return choice.start, choice.stop, choice.step

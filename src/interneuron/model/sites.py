@@ -16,7 +16,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "resid_pre": ("batch", "pos", "d_model"),
     "resid_mid": ("batch", "pos", "d_model"),
     "resid_post": ("batch", "pos", "d_model"),
+    "resid_cross": ("batch", "pos", "d_model"),
     "norm1": ("batch", "pos", "d_model"),
+    "attn.norm": ("batch", "pos", "d_model"),
     "norm2": ("batch", "pos", "d_model"),
     "final_norm": ("batch", "pos", "d_model"),
     "projector": ("batch", "pos", "d_model"),
@@ -40,14 +42,26 @@ AXES: dict[str, tuple[str, ...]] = {
     "mlp.contribution": ("batch", "pos", "d_model"),
     "router.logits": ("batch", "pos", "expert"),
     "router.experts": ("batch", "pos", "choice"),
+    "router.weights": ("batch", "pos", "choice"),
+    "mlp.shared": ("batch", "pos", "d_model"),
+    "attn.latent": ("batch", "pos", "latent"),
+    "ssm.x_proj": ("batch", "pos", "d_inner"),
+    "ssm.B_proj": ("batch", "pos", "d_state"),
+    "ssm.C_proj": ("batch", "pos", "d_state"),
     "ssm.x": ("batch", "pos", "d_inner"),
     "ssm.B": ("batch", "pos", "d_state"),
     "ssm.C": ("batch", "pos", "d_state"),
+    "ssm.gate": ("batch", "pos", "d_inner"),
+    "ssm.y": ("batch", "pos", "d_inner"),
+    "ssm.hidden": ("batch", "pos", "d_inner"),
     "ssm.dt": ("batch", "pos", "d_dt"),
     "ssm.state": ("batch", "d_inner", "d_state"),
     "ssm.out": ("batch", "pos", "d_model"),
     "ssm.contribution": ("batch", "pos", "d_model"),
     "conv": ("batch", "channel", "height", "width"),
+    "conv.contribution": ("batch", "channel", "height", "width"),
+    "shortcut": ("batch", "channel", "height", "width"),
+    "latent": ("batch", "channel", "height", "width"),
     "h_space": ("batch", "channel", "height", "width"),
 }
 # Axes that count positions of a sequence and therefore speak the position language.
@@ -72,7 +86,7 @@ class Site:
     axes: tuple[str, ...]
     path: str
     shape: tuple[int, ...] | None = dataclasses.field(default=None, compare=False)
-    selection: Selection = Selection()
+    selection: Selection = dataclasses.field(default_factory=Selection)
 
     def at(self, **spec: Any) -> Site:
         """Select by axis name: `site.at(pos=-1, head=[0, 3], row=2, phase="prompt")`.
@@ -94,9 +108,7 @@ def check_axes(selection: Selection, axes: tuple[str, ...], name: str) -> None:
     for axis in selection.axes:
         if axis not in axes:
             hint = " An attention map has axes 'query' and 'key' instead of 'pos'." if "query" in axes else ""
-            raise AxisError(
-                f"{name} has no axis {axis!r}: its axes are {axes}. Select one of those by name.{hint}"
-            )
+            raise AxisError(f"{name} has no axis {axis!r}: its axes are {axes}. Select one of those by name.{hint}")
 
 
 def suffix_of(name: str) -> str:
@@ -114,8 +126,13 @@ def suffix_of(name: str) -> str:
 
 
 def axes_of(name: str) -> tuple[str, ...]:
-    """Axes of a canonical name; empty for names this table does not know."""
-    return AXES.get(suffix_of(name), ())
+    """Axes of a canonical name; empty for names this table does not know.
+
+    The keys of cross-attention are positions of another sequence: their axis is `source`, which counts from 0 and does
+    not speak the position language.
+    """
+    axes = AXES.get(suffix_of(name), ())
+    return tuple("source" if axis == "key" else axis for axis in axes) if ".xattn." in name else axes
 
 
 def guess_axes(ndim: int) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def _one_pass(
             bound += model.bind([single], slice(i * rows, (i + 1) * rows))
     big_args = tuple(_repeat(v, rows, n) for v in args)
     big_named = {key: _repeat(v, rows, n) for key, v in named.items()}
+    model._engine.fresh_pass()
     with Session(model._engine, edits=bound):
         output = model.module(*big_args, **big_named)
     logits = getattr(output, "logits", None)
@@ -82,4 +83,6 @@ def _score(metric: Callable[[Any], Any], block: Tensor) -> float:
                 f"{block.shape[0]} rows."
             )
         return float(value.float().mean())
+    if not isinstance(value, (int, float)):
+        raise InputError(f"the metric returned {type(value).__name__}: expected a number or a tensor of numbers.")
     return float(value)

@@ -5,12 +5,13 @@ A tap is written in a small language, used by the family files and, in its first
     PATH:out            the first tensor the module returns        PATH:out.1 / PATH:out.logits   a named part
     PATH:in             the first tensor it receives               PATH:in.mask                   a keyword argument
     PATH:attention.q    a part of the attention computation inside the module (q, k, v, scores, pattern)
-    ... | heads         split the last axis into heads             ... | heads NAME   heads of a width named in the config
+    ... | heads         split the last axis into heads             ... | heads NAME   heads as wide as the config names
     ... | split 0/3     the first third of the last axis           ... | take A B     entries A..B of the last axis
     ... | part 1 A B C  the second of parts A, B, C wide           ... | qkv 1        k of per-head interleaved q, k, v
     ... | slots A B N W slots A..B of every group of N, W wide     ... | tokens       [B*T, X] seen as [B, T, X]
     ... | flat          [B, H, W, X] seen as [B, H*W, X]           ... | swap         axes 1 and 2 exchanged
-    ... | scale NAME    times a number of the config               ... | call 2       only the module's third call of a pass
+    ... | scale NAME    times a number or a parameter              ... | channels     [B, H, W, C] seen as [B, C, H, W]
+    ... | call 2        only the module's third call of a pass
     ... | copy          kept as a copy, where the model overwrites the tensor in place right after
     ... | readonly      an edit is refused, where the model uses the tensor a second time behind the hook
 
@@ -19,6 +20,7 @@ Numbers are literals, names of the config or of a module around the tap, or sums
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -168,20 +170,35 @@ class Tokens(View):
         return value.reshape(x.shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scaled(View):
-    """x seen as s*x. `put` works on the difference so that an unchanged value gives x back bit for bit."""
+    """x seen as s*x, s a number or a parameter. `put` works on the difference: an unchanged value gives x's own bits.
 
-    factor: float
+    Where s is 0 the model ignores x, so an edit leaves it alone.
+    """
+
+    factor: float | Tensor
 
     def get(self, x: Tensor, batch: int | None) -> Tensor:
         return x * self.factor
 
     def put(self, x: Tensor, value: Tensor) -> Tensor:
-        return x + (value - x * self.factor) / self.factor
+        change = (value - x * self.factor) / self.factor
+        return x + (torch.nan_to_num(change) if isinstance(self.factor, Tensor) else change)
 
     def grad(self, g: Tensor, batch: int | None) -> Tensor:
         return g / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels(View):
+    """[B, H, W, C] seen as [B, C, H, W]."""
+
+    def get(self, x: Tensor, batch: int | None) -> Tensor:
+        return x.movedim(-1, 1)
+
+    def put(self, x: Tensor, value: Tensor) -> Tensor:
+        return value.movedim(1, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +254,7 @@ class Tap:
 _TAP = re.compile(r"(?P<path>[^:|]*):(?P<side>in|out|attention)(?:\.(?P<key>[A-Za-z0-9_]+))?")
 
 
-def parse_tap(text: str, number: Callable[[str], float], d_head: int | None) -> Tap:
+def parse_tap(text: str, number: Number, d_head: int | None) -> Tap:
     """Read one tap expression; `number(name)` looks a config value up, `d_head` is the head width for `heads`."""
     head, *filters = (part.strip() for part in text.split("|"))
     match = _TAP.fullmatch(head)
@@ -256,11 +273,12 @@ def parse_tap(text: str, number: Callable[[str], float], d_head: int | None) -> 
 
 
 _PLAIN: dict[str, type[View]] = {
-    "tokens": Tokens, "swap": Swapped, "flat": Flat, "copy": Copied, "readonly": ReadOnly,
+    "tokens": Tokens, "swap": Swapped, "flat": Flat, "channels": Channels, "copy": Copied, "readonly": ReadOnly,
 }  # fmt: skip
+Number = Callable[[str], "float | Tensor"]
 
 
-def _views(word: str, args: list[str], number: Callable[[str], float], d_head: int | None, text: str) -> list[View]:
+def _views(word: str, args: list[str], number: Number, d_head: int | None, text: str) -> list[View]:
     """The views one filter stands for."""
     if word in _PLAIN and not args:
         return [_PLAIN[word]()]
@@ -284,7 +302,7 @@ def _views(word: str, args: list[str], number: Callable[[str], float], d_head: i
         start, stop, of, width = (int(number(arg)) for arg in args)
         return [Slots(start, stop, of, width)]
     if word == "scale":
-        return [Scaled(float(number(args[0])))]
+        return [Scaled(number(args[0]))]
     raise SiteNotFound(f"{text!r} uses the unknown view {word!r}.")
 
 
@@ -320,9 +338,9 @@ def put_part(value: Any, key: int | str | None, tensor: Tensor) -> Any:
         return tensor
     if isinstance(value, dict):  # ModelOutput is an OrderedDict that is also a dataclass
         name = key if isinstance(key, str) else _key_of(list(value.items()), key)
-        copy = type(value)(**value) if dataclasses.is_dataclass(value) else type(value)(value)
-        copy[name] = tensor
-        return copy
+        same: Any = type(value)(**value) if dataclasses.is_dataclass(value) else copy.copy(value)
+        same[name] = tensor
+        return same
     if isinstance(value, (tuple, list)):
         index = _key_of(list(enumerate(value)), key)
         items = [tensor if i == index else item for i, item in enumerate(value)]
@@ -331,7 +349,7 @@ def put_part(value: Any, key: int | str | None, tensor: Tensor) -> Any:
         fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
         name = key if isinstance(key, str) else _key_of(fields, key)
         return dataclasses.replace(value, **{name: tensor})
-    raise ShapeError(f"cannot put a tensor into an output of type {type(value).__name__}: edit an inner module instead.")
+    raise ShapeError(f"cannot put a tensor into an output of type {type(value).__name__}: edit an inner module.")
 
 
 def _key_of(items: list[tuple[Any, Any]], key: int | str | None) -> Any:

@@ -1,7 +1,11 @@
-"""GPT-2: pre-norm, one fused projection for q, k and v, plain MLP."""
+"""GPT-2 and GPT-BigCode: pre-norm, one fused projection for q, k and v, plain MLP.
+
+With multi-query attention all heads share one key and one value.
+"""
 
 from interneuron.model.family import Family, Stack
 
+ROOT = {"embed": "transformer.wte:out", "final_norm": "transformer.ln_f:out", "logits": ":out.logits if lm_head"}
 LAYER = {
     "resid_pre": ":in",
     "norm1": "ln_1:out",
@@ -19,12 +23,14 @@ LAYER = {
     "mlp.contribution": "mlp:out",
     "resid_post": ":out",
 }
+ONE_KEY = {f"attn.{x}_proj": f"attn.c_attn:out | part {i} embed_dim kv_dim kv_dim | heads" for i, x in enumerate("qkv")}
+INTERLEAVED = {f"attn.{x}_proj": f"attn.c_attn:out | qkv {i}" for i, x in enumerate("qkv")}
 
 FAMILIES = [
-    Family(
-        name="gpt2",
-        model_types=("gpt2",),
-        root={"embed": "transformer.wte:out", "final_norm": "transformer.ln_f:out", "logits": ":out.logits"},
-        stacks=(Stack("transformer.h.*", LAYER, attention={"attn": "attn"}),),
-    ),
+    Family(name, (kind,), when=when, root=ROOT, stacks=(Stack("transformer.h.*", layer, {"attn": "attn"}),))
+    for name, kind, when, layer in (
+        ("gpt2", "gpt2", {}, LAYER),
+        ("gpt_bigcode", "gpt_bigcode", {"multi_query": True}, {**LAYER, **ONE_KEY}),
+        ("gpt_bigcode_heads", "gpt_bigcode", {}, {**LAYER, **INTERLEAVED}),
+    )
 ]

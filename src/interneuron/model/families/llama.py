@@ -5,19 +5,19 @@ from interneuron.model.family import Family, Stack
 ROOT = {
     "embed": "model.embed_tokens:out",
     "final_norm": ("model.norm:out", "model.final_layernorm:out"),
-    "logits": ":out.logits",
+    "logits": ":out.logits if lm_head",
 }
 ATTENTION = {
     "resid_pre": ":in",
-    "norm1": "input_layernorm:out",
+    "norm1": ("input_layernorm:out", "attention_layernorm:out"),
     "attn.q_proj": "self_attn.q_proj:out | heads",
     "attn.k_proj": "self_attn.k_proj:out | heads",
     "attn.v_proj": "self_attn.v_proj:out | heads",
     "attn.z": "self_attn.o_proj:in | heads",
     "attn.out": "self_attn:out",
     "attn.contribution": "self_attn:out",
-    "resid_mid": "post_attention_layernorm:in",
-    "norm2": "post_attention_layernorm:out",
+    "resid_mid": ("post_attention_layernorm:in", "feedforward_layernorm:in"),
+    "norm2": ("post_attention_layernorm:out", "feedforward_layernorm:out"),
     "resid_post": ":out",
 }
 MLP = {
@@ -33,9 +33,22 @@ FAMILIES = [
     Family(
         name="llama",
         model_types=(
-            "llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma", "olmo", "arcee", "nemotron",
-            "helium", "seed_oss", "ernie4_5", "hunyuan_v1_dense", "apertus",
-        ),  # fmt: skip
+            "llama",
+            "mistral",
+            "ministral",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "gemma",
+            "olmo",
+            "arcee",
+            "nemotron",
+            "helium",
+            "seed_oss",
+            "ernie4_5",
+            "hunyuan_v1_dense",
+            "apertus",
+        ),
         root=ROOT,
         stacks=(Stack("model.layers.*", LAYER, attention={"attn": "self_attn"}),),
     ),
