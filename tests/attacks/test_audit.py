@@ -144,7 +144,7 @@ def test_the_watch_sees_what_it_must(tmp_path: Path) -> None:
     """The control: unpickling, running, compiling and writing are all seen."""
     torch.save(torch.nn.Linear(1, 1), tmp_path / "x.pt")
     with watch() as events:
-        torch.load(tmp_path / "x.pt", weights_only=False)  # noqa: TID251
+        torch.load(tmp_path / "x.pt", weights_only=False)
     assert any(event.startswith("pickle.find_class") for event in events)
     with watch() as events:
         exec(compile("1", "x", "exec"))

@@ -145,6 +145,14 @@ class Artifact:
             )
         return artifact
 
+    def verify(
+        self, model: Any, inputs: Any, runtimes: Any = ("eager", "sdpa", "generate", "file"), **options: Any
+    ) -> Any:
+        """How far the same artifact moves the logits in different runtimes; see `interneuron.artifacts.verify`."""
+        from interneuron.artifacts.verify import verify
+
+        return verify(self, model, inputs, runtimes, **options)
+
     def __repr__(self) -> str:
         plain, tensors = field_types.split(self)
         parts = [f"{k}={list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for k, t in tensors.items()]

@@ -16,30 +16,42 @@ from interneuron.core.errors import InputError, ShapeError
 if TYPE_CHECKING:
     from interneuron.model.edits import Edit
 
-Activation = Literal["relu", "topk", "jumprelu", "gated"]
+Activation = Literal["relu", "topk", "jumprelu", "gated", "abstopk", "groupmax"]
+Normalize = Literal["none", "layer_norm", "constant_norm"]
 
 
 class Dictionary(Artifact):
     """Features f of activations x at a site, and the reconstruction they give.
 
-        x' = scale * x - center * decoder_bias
+        x' = scale * norm(x) - center * decoder_bias
         h  = x' encoder + encoder_bias
         f  = max(h, 0)                                    relu
              the k largest of max(h, 0)                   topk
              h where h > threshold, else 0                jumprelu (also batch top-k once its threshold is known)
              max(x' encoder exp(gate_scale) + encoder_bias, 0) where x' encoder + gate_bias > 0, else 0       gated
-        y  = (f decoder + decoder_bias + x' skip) / scale
+             the k of largest |h|, with their signs       abstopk
+             the largest of max(h, 0) in each of k equal groups of neighbours                                 groupmax
+        y  = norm^-1((f decoder + decoder_bias + x' skip) / scale)
 
     encoder       [D F]       decoder        [F O], O = D unless the target is another site (transcoder)
     encoder_bias  [F]         decoder_bias   [O]
     threshold     [F], for jumprelu          gate_bias, gate_scale   [F], for gated
     skip          [D O], for skip transcoders
     target        site whose activations are reconstructed; "" for `site` itself
+    normalize     norm, taken from each vector itself: "none"; "layer_norm" (x - mean) / (std + 1e-5), undone with the
+    same
+                  mean and std; "constant_norm" x sqrt(D) / |x|. Other than "none", decoding needs x as well
 
     Raises ShapeError when the tensors do not fit together, InputError for an unknown activation or a missing k.
 
-    >>> d = Dictionary(encoder=torch.eye(2), decoder=torch.eye(2), encoder_bias=torch.zeros(2),
-    ...                decoder_bias=torch.zeros(2), activation="topk", k=1)
+    >>> d = Dictionary(
+    ...     encoder=torch.eye(2),
+    ...     decoder=torch.eye(2),
+    ...     encoder_bias=torch.zeros(2),
+    ...     decoder_bias=torch.zeros(2),
+    ...     activation="topk",
+    ...     k=1,
+    ... )
     >>> d.encode(torch.tensor([[1.0, 3.0]])).tolist()
     [[0.0, 3.0]]
     """
@@ -57,6 +69,7 @@ class Dictionary(Artifact):
     center: bool = False
     scale: float = 1.0
     target: str = ""
+    normalize: str = "none"
 
     def validate(self) -> None:
         """Shapes that fit together, and the parts each activation needs."""
@@ -86,8 +99,16 @@ class Dictionary(Artifact):
         for name in needs:
             if getattr(self, name) is None:
                 raise InputError(f"a {self.activation} dictionary needs {name}: pass a tensor [F].")
-        if self.activation == "topk" and not 0 < self.k <= f:
-            raise InputError(f"a topk dictionary needs 0 < k <= {f}, got k={self.k}.")
+        if self.activation in ("topk", "abstopk", "groupmax") and not 0 < self.k <= f:
+            raise InputError(f"a {self.activation} dictionary needs 0 < k <= {f}, got k={self.k}.")
+        if self.activation == "groupmax" and f % self.k:
+            raise InputError(f"groupmax needs {f} features to fall into k={self.k} equal groups. Choose a divisor.")
+        if self.normalize not in get_args(Normalize):
+            raise InputError(f"normalize={self.normalize!r} is unknown: expected one of {get_args(Normalize)}.")
+        if self.normalize != "none" and (o != d or self.target):
+            raise InputError(
+                "normalize is undone with the norm of the input, which a transcoder's target does not share."
+            )
         if self.center and o != d:
             raise InputError("center=True subtracts the decoder bias from the input, which has another width here.")
 
@@ -106,8 +127,21 @@ class Dictionary(Artifact):
             raise ShapeError(
                 f"activations of shape {list(x.shape)}, expected [..., {self.d_in}]: read {self.site or 'its site'}."
             )
-        x = x.to(self.encoder.dtype) * self.scale if self.scale != 1 else x.to(self.encoder.dtype)
+        x = x.to(self.encoder.dtype)
+        if self.normalize != "none":
+            shift, factor, _ = self._frame(x)
+            x = (x - shift) * factor
+        x = x * self.scale if self.scale != 1 else x
         return x - self.decoder_bias if self.center else x
+
+    def _frame(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What norm(x) subtracts, what it multiplies by, and what its inverse multiplies by: [*batch 1] each."""
+        if self.normalize == "constant_norm":
+            norm = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            return torch.zeros_like(norm), 1 / norm, norm
+        mean = x.mean(dim=-1, keepdim=True)
+        std = (x - mean).std(dim=-1, keepdim=True)
+        return mean, 1 / (std + 1e-5), std
 
     def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
         """Feature activations of x, computed in the dtype of the dictionary."""
@@ -119,9 +153,16 @@ class Dictionary(Artifact):
         h = h + self.encoder_bias
         if self.threshold is not None:
             return torch.where(h > self.threshold, h, torch.zeros_like(h))
+        if self.activation == "abstopk":
+            chosen = h.abs().topk(self.k, dim=-1).indices
+            return torch.zeros_like(h).scatter(-1, chosen, h.gather(-1, chosen))
         f = torch.relu(h)
-        if self.activation != "topk":
+        if self.activation == "relu":
             return f
+        if self.activation == "groupmax":
+            best = f.unflatten(-1, (self.k, -1)).max(dim=-1, keepdim=True)
+            grouped = torch.zeros_like(f).unflatten(-1, (self.k, -1))
+            return grouped.scatter(-1, best.indices, best.values).flatten(-2)
         top = f.topk(self.k, dim=-1)
         return torch.zeros_like(f).scatter(-1, top.indices, top.values)
 
@@ -132,7 +173,13 @@ class Dictionary(Artifact):
             if x is None:
                 raise InputError("this transcoder has a skip connection: call decode(f, x) or reconstruct(x).")
             y = y + self._centred(x) @ self.skip
-        return y / self.scale if self.scale != 1 else y
+        y = y / self.scale if self.scale != 1 else y
+        if self.normalize == "none":
+            return y
+        if x is None:
+            raise InputError(f"this dictionary normalises each vector ({self.normalize}): call decode(f, x).")
+        shift, _, factor = self._frame(x.to(self.encoder.dtype))
+        return y * factor + shift
 
     def reconstruct(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch O"]:
         """decode(encode(x))."""
@@ -146,8 +193,8 @@ class Dictionary(Artifact):
         total = (wanted - wanted.mean(0)).square().sum()
         return {
             "fvu": float(left / total),
-            "l0": float((f > 0).sum(-1).float().mean()),
-            "dead": float((f <= 0).all(0).float().mean()),
+            "l0": float((f != 0).sum(-1).float().mean()),
+            "dead": float((f == 0).all(0).float().mean()),
         }
 
     def feature(self, index: int) -> Direction:
@@ -177,6 +224,8 @@ class Dictionary(Artifact):
 
         def remove(x: Tensor) -> Tensor:
             part = self.encode(x)[..., chosen] @ self.decoder[chosen] / self.scale
+            if self.normalize != "none":
+                part = part * self._frame(x.to(part.dtype))[2]
             return x - part.to(x.dtype)
 
         return Apply(self._where(), remove)
