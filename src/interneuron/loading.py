@@ -34,4 +34,6 @@ def load(
         return load_model(name, device=device, dtype=dtype, **options)
     model = load_model(folder, device=device, dtype=dtype or torch.float32, **options)
     model.organism = organisms.Organism(str(name), checkpoint=checkpoint)
+    if model.tokenizer is not None:  # so that an unknown word is named in the error
+        model.tokenizer = model.organism.tokenizer(model.tokenizer)
     return model
