@@ -1,0 +1,85 @@
+"""The command line: fast help, lazy commands, errors in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interneuron.cli.main import COMMANDS
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-m", "interneuron.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    code = (
+        "import sys\nfrom interneuron.cli import main\nsys.argv = ['interneuron', '--help']\n"
+        "try:\n    main.main()\nexcept SystemExit as done:\n    assert not done.code\n"
+        "loaded = [m for m in sys.modules if m.startswith('interneuron.cli.') and m != 'interneuron.cli.main']\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "assert not loaded and not heavy, (loaded, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_answers_in_a_third_of_a_second(child_cpu_seconds: Callable[[list[str]], float]) -> None:
+    seconds = [child_cpu_seconds([sys.executable, "-m", "interneuron.cli.main", "--help"]) for _ in range(3)]
+    assert min(seconds) < 0.3, seconds
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_table_exists(name: str) -> None:
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    assert importlib.util.find_spec(module) is not None
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_methods_show_and_cite() -> None:
+    listed = run("methods", "--search", "steer by a difference of means")
+    assert "mean_difference" in listed.stdout.splitlines()[1]
+    cards = json.loads(run("methods", "--family", "steer", "--json").stdout)
+    assert "mean_difference" in [card["slug"] for card in cards]
+    assert "interneuron.steer.MeanDifference" in (shown := run("show", "mean_difference").stdout)
+    assert "Equations:" in shown
+    assert run("cite", "mean_difference").stdout.startswith("@misc{mean_difference,")
+
+
+def test_search_that_finds_nothing_says_so() -> None:
+    done = run("methods", "--search", "volcano")
+    assert done.returncode == 1
+    assert "no method shares a word with 'volcano'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "mean_diference"], "MethodNotFound: no method 'mean_diference'"),
+        (["methods", "--family", "ster"], "MethodNotFound: no family 'ster'. Did you mean 'steer'"),
+        (["claims", "run"], "InputError: claims run: name methods, or pass --all"),
+        (["claims", "run", "nothing_like_it"], "MethodNotFound: no method 'nothing_like_it'"),
+        (["claims", "table", "--write"], "InputError: claims table --write: no folder docs/ here"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_mistyped_command_suggests() -> None:
+    done = run("metods")
+    assert done.returncode == 2
+    assert "no command 'metods'. Did you mean 'methods'?" in done.stderr
