@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,11 +17,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Every function of the package checks its annotations, jaxtyping shapes included, on each call; names that exist for
 # type checkers only (imported under TYPE_CHECKING) are left unchecked.
 install_import_hook("interneuron", "typechecker.check")
+
+# The same examples on every run, and no deadline: the machine may be busy.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,6 +45,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set INTERNEURON_SHARED to a folder that has models/ and text/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def child_cpu_seconds() -> Callable[[list[str]], float]:
+    """Return a function that runs a command and says how much CPU time it used, whatever else the machine does."""
+
+    def measure(command: list[str]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    return measure
 
 
 @pytest.fixture
