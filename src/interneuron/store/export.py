@@ -134,9 +134,8 @@ def _saelens(store: Store, target: Path, names: list[str]) -> None:
     features = {hooks[n]: datasets.Array2D((context, store[n].column.width), "float32") for n in names}
     features["token_ids"] = datasets.Sequence(datasets.Value("int32"), length=context)
     building = target.parent / f".{target.name}.building.arrow"
-    from datasets.arrow_writer import ArrowWriter
-
-    with ArrowWriter(features=datasets.Features(features), path=str(building), writer_batch_size=64) as writer:
+    arrow = need("datasets.arrow_writer", "export")
+    with arrow.ArrowWriter(features=datasets.Features(features), path=str(building), writer_batch_size=64) as writer:
         for i in track(whole, label="exporting", unit="contexts"):
             part = slice(int(found.row[i]), int(found.row[i]) + context)
             values = {hooks[n]: store[n][part].float().numpy() for n in names}
