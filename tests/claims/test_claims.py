@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,21 @@ def test_verdicts(better: str, ratio: float, measured: dict[int, Arms], wanted: 
     assert judge(stated(better, ratio), measured)[0] == wanted
 
 
+@pytest.mark.parametrize(
+    ("gates", "wanted"),
+    [
+        ({"cost": [True, True, True], "order": [True, True, True]}, "reproduced"),
+        ({"cost": [True, True, True], "order": [True, False, True]}, "partly"),  # one gate missed under one seed
+    ],
+)
+def test_every_gate_counts(gates: dict[str, list[bool]], wanted: str) -> None:
+    assert judge(stated("higher"), arms([3, 4, 5], [1, 1, 1], [0, 0, 0]), gates)[0] == wanted
+
+
+def test_open_gates_do_not_excuse_a_lost_comparison() -> None:
+    assert judge(stated("higher"), arms([1, 1, 1], [3, 3, 3], [0, 0, 0]), {"cost": [True] * 3})[0] == "not reproduced"
+
+
 def test_gain_and_interval_by_hand() -> None:
     decided, gains = judge(stated("lower", 0.5), arms([1.0, 2.0, 3.0], [8.0, 8.0, 8.0], [5.0, 5.0, 5.0]))
     assert decided == "reproduced"
@@ -68,6 +84,7 @@ def test_the_interval_is_repeatable_and_pairs_items() -> None:
     assert interval([np.full(5, 2.0)] * 3, key="a") == pytest.approx((2.0, 2.0))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -75,6 +92,7 @@ def test_the_interval_is_repeatable_and_pairs_items() -> None:
         ({"ours": [1.0, 2.0], "control": [1.0]}, "items are paired"),
         ({"ours": [], "control": []}, "items are paired"),
         ({"ours": float("nan"), "control": 1.0}, "ours holds NaN"),
+        ({"ours": 1.0, "control": 0.0, "gates": {"cheap": 0.2}}, "the gate 'cheap' is 0.2, expected True or False"),
     ],
 )
 def test_a_comparison_that_cannot_be_judged_is_refused(given: dict[str, float], message: str) -> None:
@@ -99,6 +117,20 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
+def test_a_missed_gate_is_kept_and_shown(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, experiment = runner.load_claim(find_card("row_centre"))
+
+    def gated(seed: int) -> Comparison:
+        measured = experiment(seed)
+        return replace(measured, gates={"costs nothing": seed != 1, "is linear": True})
+
+    monkeypatch.setattr(runner, "load_claim", lambda card: (claim, gated))
+    result = runner.run_claim("row_centre", out=plugin)
+    assert (result["verdict"], result["gates_met"]) == ("partly", 1)
+    assert result["gates"] == {"costs nothing": "2 of 3 seeds", "is linear": "3 of 3 seeds"}
+    assert "Missed: costs nothing (2 of 3 seeds)." in table.markdown(plugin)
+
+
 def test_an_interrupted_run_continues_where_it_stopped(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = plugin / "results"
     out.mkdir()
@@ -118,6 +150,7 @@ def test_an_interrupted_run_continues_where_it_stopped(plugin: Path, monkeypatch
     assert (sorted(half["seeds"]), half["complete"]) == (["0", "1"], False)
     done = runner.run_claim("row_centre", out=out)
     assert measured == [0, 1, 2, 2]
+    assert (done["gates"], done["gates_met"]) == ({}, 0)
     assert (done["complete"], done["verdict"]) == (True, "reproduced")
     assert json.loads((out / "row_centre.json").read_text()) == done
     assert set(done["versions"]) == {"python", "interneuron", "torch", "transformers", "numpy"}
@@ -163,7 +196,7 @@ def test_too_few_seeds_and_missing_claims_are_refused(plugin: Path) -> None:
 def test_the_page_shows_failures_with_their_reason(plugin: Path) -> None:
     out = plugin / "results"
     out.mkdir()
-    assert "| row_centre | Centre of rows |  |  |  |  |  | not run |" in table.markdown(out)
+    assert "| row_centre | Centre of rows |  |  |  |  |  |  | not run |" in table.markdown(out)
     failing = CLAIM.replace('better="lower"', 'better="higher", why="Because | it is not."')
     (plugin / "my_methods" / "row_centre_claim.py").write_text(failing)
     runner.run_claim("row_centre", out=out)

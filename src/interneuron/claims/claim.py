@@ -49,12 +49,15 @@ class Comparison:
     ours      the method
     baseline  the method the paper compares with, or None
     control   something that must fail for the right reason (random direction, shuffled labels), or None
-    extra     further numbers for the reader; they decide nothing
+    gates     further criteria of the check by their sentence ("fact accuracy falls by 2 points at most"), each met or
+              not; a claim is `reproduced` only if every one is met under every seed
+    extra     further numbers for the reader, those behind the gates among them; they decide nothing
     """
 
     ours: Values
     baseline: Values | None = None
     control: Values | None = None
+    gates: dict[str, bool] = field(default_factory=dict)
     extra: dict[str, float | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,9 @@ class Comparison:
         bad = [name for name, row in self.rows().items() if not all(map(math.isfinite, row))]
         if bad:
             raise InputError(f"Comparison: {', '.join(bad)} holds NaN or infinity. Find out why before comparing")
+        vague = [text for text, met in self.gates.items() if not isinstance(met, bool)]
+        if vague:
+            raise InputError(f"Comparison: the gate {vague[0]!r} is {self.gates[vague[0]]!r}, expected True or False")
         lengths = {name: len(row) for name, row in self.rows().items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise InputError(f"Comparison: items are paired, so all lists need one length >= 1, got {lengths}")

@@ -20,7 +20,7 @@ from interneuron.core.cards import Card, all_cards, find_card, read_statement
 from interneuron.core.errors import InputError, InterneuronError, MethodNotFound
 from interneuron.core.files import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 MIN_SEEDS = 3
 RESULTS = Path(__file__).resolve().parent / "results"
 VERSIONED = ("interneuron", "torch", "transformers", "numpy")
@@ -77,7 +77,12 @@ def run_claim(slug: str, seeds: Sequence[int] = (0, 1, 2), out: Path = RESULTS, 
         began = time.perf_counter()
         comparison = experiment(seed)
         seconds = round(time.perf_counter() - began, 2)
-        result["seeds"][str(seed)] = {**comparison.rows(), "extra": comparison.extra, "seconds": seconds}
+        result["seeds"][str(seed)] = {
+            **comparison.rows(),
+            "gates": comparison.gates,
+            "extra": comparison.extra,
+            "seconds": seconds,
+        }
         _conclude(result, claim, complete=set(map(str, seeds)) <= result["seeds"].keys())
         write_json(path, result)
     if not result["complete"]:
@@ -148,12 +153,17 @@ def _conclude(result: Result, claim: Claim, complete: bool) -> None:
         int(seed): {name: row[name] for name in ("ours", "baseline", "control") if name in row}
         for seed, row in result["seeds"].items()
     }
-    verdict, gains = judge(claim, arms)
+    sentences = sorted({text for row in result["seeds"].values() for text in row["gates"]})
+    # A gate that a seed did not measure was not met under that seed.
+    gates = {text: [row["gates"].get(text, False) for row in result["seeds"].values()] for text in sentences}
+    verdict, gains = judge(claim, arms, gates)
     names = next(iter(arms.values()))
     result["means"] = {
         name: sum(sum(row[name]) / len(row[name]) for row in arms.values()) / len(arms) for name in names
     }
     result["verdict"] = verdict
+    result["gates"] = {text: f"{sum(met)} of {len(met)} seeds" for text, met in gates.items()}
+    result["gates_met"] = sum(all(met) for met in gates.values())
     result["gains"] = {name: asdict(gain) for name, gain in gains.items()}
     result["seconds"] = round(sum(row["seconds"] for row in result["seeds"].values()), 2)
     result["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}}

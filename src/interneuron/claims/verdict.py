@@ -5,8 +5,8 @@ when higher is better and -1 when lower is; ratio is the claim's promise for the
 are drawn with replacement, then items within each seed, 10,000 times; the interval holds the middle 95 % of the means.
 With three seeds of one number each its lower end is the smallest of the three gains.
 
-    reproduced       every rival is beaten: the whole interval lies above 0
-    partly           ours is better on average than every rival, but an interval holds 0 or the ratio is missed
+    reproduced       every rival is beaten: the whole interval lies above 0; and every gate is met under every seed
+    partly           ours is better on average than every rival, but an interval holds 0, the ratio or a gate is missed
     not reproduced   some rival is as good or better on average
 """
 
@@ -36,13 +36,16 @@ class Gain:
     plain_mean: float
 
 
-def judge(claim: Claim, seeds: dict[int, Arms]) -> tuple[str, dict[str, Gain]]:
-    """Return the verdict and the gain over each rival from the arms measured under each seed."""
+def judge(
+    claim: Claim, seeds: dict[int, Arms], gates: dict[str, list[bool]] | None = None
+) -> tuple[str, dict[str, Gain]]:
+    """Return the verdict and the gain over each rival from the arms and gates measured under each seed."""
     if not seeds:
         raise InputError(f"claim {claim.slug!r}: no seed has been measured. Run it first")
     rivals = [name for name in ("baseline", "control") if all(name in arms for arms in seeds.values())]
     gains = {name: _gain(claim, seeds, name) for name in rivals}
-    if all(gain.low > 0 for gain in gains.values()):
+    open_gates = all(all(met) for met in (gates or {}).values())
+    if open_gates and all(gain.low > 0 for gain in gains.values()):
         return "reproduced", gains
     if all(gain.plain_mean > 0 for gain in gains.values()):
         return "partly", gains
