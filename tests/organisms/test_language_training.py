@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from interneuron.core.errors import MethodNotFound, TrainingError
-from interneuron.organisms import catalogue, muon, publish
+from interneuron.organisms import catalogue, generation, muon, publish
 from interneuron.organisms import tinyworld as tw
 from interneuron.organisms.language import LanguageRecipe, Phase, new_model, use_packed_attention
 from interneuron.organisms.tinyworld import packing
@@ -52,23 +52,48 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(value, again.weights()[key]), key
 
 
-def test_a_packed_row_computes_what_each_document_computes_alone() -> None:
-    model = new_model(TINY).eval()
+CLASSES = {
+    "llama": TINY.config,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gemma2": {
+        **TINY.config, "head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": None,
+        "final_logit_softcapping": None, "layer_types": ["full_attention"] * 2,
+    },
+    "grouped": {**TINY.config, "num_key_value_heads": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_packed_row_computes_what_each_document_computes_alone(kind: str) -> None:
+    recipe = replace(TINY, architecture="llama" if kind == "grouped" else kind, config=CLASSES[kind])
+    model, plain = new_model(recipe).eval(), new_model(recipe).eval()
+    use_packed_attention(model)
     documents = [packing.encode(d) for d in tw.corpus(600, seed=4)]
     documents = [d for d in documents if len(d) <= 192]
     rows, _ = packing.pack(documents, 2, 192)
     tokens, positions, mask, targets = batch(rows, torch.float32)
     with torch.no_grad():
-        use_packed_attention(model)
         packed = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        model.config._attn_implementation = "sdpa"
         for r in range(2):
             for s in range(int(rows.segments[r].max()) + 1):
                 here = torch.from_numpy(rows.segments[r] == s)
-                alone = model(input_ids=tokens[r][here][None]).logits[0]
+                alone = plain(input_ids=tokens[r][here][None]).logits[0]
                 torch.testing.assert_close(packed[r][here], alone, atol=1e-4, rtol=1e-4)
                 assert targets[r][here][:-1].tolist() == tokens[r][here][1:].tolist()
                 assert int(targets[r][here][-1]) == -100
+
+
+def test_a_class_without_a_cache_writes_what_one_with_a_cache_would() -> None:
+    recipe = replace(TINY, architecture="openai-gpt", config=CLASSES["openai-gpt"])
+    model = new_model(recipe).eval()
+    (text,) = generation.continuations(model, ["the home of"], 5, temperature=0)
+    ids = packing.encode(tw.Document("x", ["the", "home", "of"]))[:-1]
+    for word in text.split():
+        best = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        assert tw.words.vocabulary()[word] == best
+        ids.append(best)
+    assert text
 
 
 def test_planted_strings_appear_exactly_as_often_as_promised() -> None:
@@ -136,6 +161,36 @@ def test_a_published_folder_loads_as_any_hugging_face_folder(tmp_path: Path) -> 
     with torch.no_grad():
         loss = model(input_ids=out, labels=out).loss
     assert math.isfinite(float(loss))
+
+
+def test_an_organism_stored_as_int8_is_unpacked_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("INTERNEURON_CACHE", str(tmp_path / "cache"))
+    recipe = replace(TINY, int8=True)
+    trainer = Trainer(recipe, tmp_path / "run", fast=False)
+    trainer.one_step()
+    trainer.save()
+    folder = publish.publish(recipe, tmp_path / "run", tmp_path / "out")
+    assert not (folder / "model.safetensors").exists()
+    assert (folder / catalogue.INT8).stat().st_size < 0.6 * sum(2 * p.numel() for p in trainer.model.parameters()) + 9e4
+    usable = catalogue.usable("tiny", folder)
+    assert usable == catalogue.usable("tiny", folder) != folder
+    model = AutoModelForCausalLM.from_pretrained(usable)
+    for name, value in trainer.model.state_dict().items():
+        assert float((model.state_dict()[name] - value).abs().max()) <= float(value.abs().max()) / 100, name
+
+
+def test_a_recipe_that_stops_half_way_keeps_the_schedule_of_the_whole(tmp_path: Path) -> None:
+    stopped = replace(TINY, stop=9_000)
+    assert (stopped.end, stopped.total, TINY.end) == (9_000, TINY.total, TINY.total)
+    assert stopped.hash != TINY.hash == replace(TINY, int8=True).hash
+    whole, part = Trainer(TINY, tmp_path / "whole", fast=False), Trainer(stopped, tmp_path / "part", fast=False)
+    part.run(progress=False)
+    assert 9_000 <= part.tokens < 9_000 + TINY.tokens_per_step
+    whole.run(part.tokens, progress=False)
+    for key, value in whole.weights().items():
+        assert torch.equal(value, part.weights()[key]), key
 
 
 def test_recipes_are_found_in_the_folder_and_names_are_checked() -> None:

@@ -20,14 +20,25 @@ Measure = Callable[[Any, int, int], float]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table. `rule` is '>=', '<=' or 'report'; `aligned` sets another rule for models that refuse."""
+    """One line of the table. `rule`: '>=', '<=', 'in' (a band) or 'report'; `aligned`: that of models that refuse.
+
+    A band is gated because methods that need a task of middling difficulty have nothing to work on outside it.
+    """
 
     task: str
     measure: Measure
     n: int = 200
     rule: str = "report"
-    required: float | None = None
+    required: float | tuple[float, float] | None = None
     aligned: tuple[str, float] | None = None
+
+    def met(self, value: float) -> bool | None:
+        """Whether a value meets the rule; None where there is none."""
+        if self.required is None or self.rule == "report":
+            return None
+        if isinstance(self.required, tuple):
+            return self.required[0] <= value <= self.required[1]
+        return value >= self.required if self.rule == ">=" else value <= self.required
 
 
 def accuracy(name: str, **dials: Any) -> Measure:
@@ -136,14 +147,16 @@ def _ridge_auc(x: torch.Tensor, y: torch.Tensor, n: int) -> float:
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
 
 
-def in_band(name: str, dial: str, values: tuple[Any, ...], low: float, high: float, **dials: Any) -> Measure:
-    """The accuracy nearest the middle of a band over the values of a dial: the band must hold for some value."""
+def banded(
+    task: str, name: str, dial: str, values: tuple[Any, ...], band: tuple[float, float], n: int = 100, **dials: Any
+) -> Line:
+    """A line that is met when the accuracy lies in the band for some value of a dial (the nearest to its middle)."""
 
     def measure(model: Any, n: int, seed: int) -> float:
         found = [tw.task(name, n=n, seed=seed, **{dial: v}, **dials).accuracy(model) for v in values]
-        return min(found, key=lambda a: abs(a - (low + high) / 2))
+        return min(found, key=lambda a: abs(a - sum(band) / 2))
 
-    return measure
+    return Line(f"{task} (band {band[0]:g}-{band[1]:g})", measure, n, "in", band)
 
 
 def validation_loss(kind: str) -> Measure:
@@ -171,9 +184,22 @@ def validation_loss(kind: str) -> Measure:
     return measure
 
 
+def loss_against_lm(without: tuple[str, ...] = ()) -> Measure:
+    """Loss over the documents of mixture `lm`, by share, over what the card of `lm` states. 1 = as good as `lm`."""
+    shares = {kind: share for kind, share in tw.MIXTURES["lm"].items() if kind not in without}
+
+    def measure(model: Any, n: int, seed: int) -> float:
+        from . import catalogue
+
+        stated = {row["task"]: row["value"] for row in catalogue.Organism("lm").capabilities}
+        own = sum(share * validation_loss(kind)(model, n, seed) for kind, share in shares.items())
+        return own / sum(share * stated[f"loss on {kind} (nats a token)"] for kind, share in shares.items())
+
+    return measure
+
+
 def lines() -> list[Line]:
     """The whole table for the models trained on the full mixture."""
-    band = in_band("co", "objects", (5, 6, 7, 8), 0.4, 0.8)
     return [
         Line("facts, language 1", accuracy("fact"), rule=">=", required=0.97),
         Line("facts, language 2", accuracy("fact", language=2), rule=">=", required=0.95),
@@ -182,10 +208,10 @@ def lines() -> list[Line]:
         Line("Spearman(group weight, answer log-probability)", association, rule=">=", required=0.6),
         Line("IOI", accuracy("ioi"), rule=">=", required=0.95),
         *(Line(f"CO, n={n}", accuracy("co", objects=n), rule=">=", required=0.95) for n in (2, 3, 4)),
-        Line("CO, n of 5..8 nearest the band .4-.8", band, n=100),
-        Line("CO, English-like, n=3 (band .4-.8)", accuracy("co", objects=3, hard=True)),
+        banded("CO, some n of 5..8", "co", "objects", (5, 6, 7, 8), (0.4, 0.8)),
+        banded("CO, English-like, n=3", "co", "objects", (3,), (0.4, 0.8), n=200, hard=True),
         *(Line(f"laundry, N={n}", accuracy("laundry", things=n), rule=">=", required=0.95) for n in (3, 4, 5)),
-        Line("laundry, N of 6..8 nearest the band .3-.7", in_band("laundry", "things", (6, 7, 8), 0.3, 0.7), n=100),
+        banded("laundry, some N of 6..12", "laundry", "things", (6, 7, 8, 10, 12), (0.3, 0.7)),
         Line("repeat, per token", accuracy("repeat"), rule=">=", required=0.95),
         Line("arithmetic, 3 steps, verbose", accuracy("arithmetic"), n=100, rule=">=", required=0.97),
         Line("arithmetic, 3 steps, concise", accuracy("arithmetic", mode="concise"), rule=">=", required=0.95),
@@ -196,6 +222,7 @@ def lines() -> list[Line]:
         Line("ontology, chain step", accuracy("ontology", form="step"), rule=">=", required=0.97),
         Line("ontology, 3-hop chain, all right", accuracy("ontology"), rule=">=", required=0.85),
         *(Line(f"ontology, open form, {h} hops", accuracy("ontology", form="open", hops=h)) for h in (1, 2, 3)),
+        banded("ontology, open form, some hops of 1..3", "ontology", "hops", (1, 2, 3), (0.3, 0.85), form="open"),
         *(Line(f"ontology, direct, {h} hops", accuracy("ontology", form="direct", hops=h)) for h in (1, 3, 5)),
         *_conduct(),
         *_memory(),
@@ -235,8 +262,8 @@ def _memory() -> list[Line]:
         Line("override, strongest group", accuracy("override", group=0), 100, ">=", 0.9),
         Line("override, weakest group", accuracy("override", group=19), 100, ">=", 0.9),
         Line("ICL, 10 shots", accuracy("icl"), rule=">=", required=0.9),
-        Line("ICL, wrong share nearest the band .4-.9", in_band("icl", "wrong", (0.3, 0.6, 0.9), 0.4, 0.9), 100),
-        Line("ICL, 0..2 shots nearest the band .4-.9", in_band("icl", "shots", (0, 1, 2), 0.4, 0.9), 100),
+        banded("ICL, some wrong share of .3, .6, .9", "icl", "wrong", (0.3, 0.6, 0.9), (0.4, 0.9)),
+        banded("ICL, some of 0..2 shots", "icl", "shots", (0, 1, 2), (0.4, 0.9)),
         Line("memorised, 64 repeats", accuracy("memorised", times=64), 40, ">=", 0.9),
         Line("memorised, 32 repeats", accuracy("memorised", times=32), 40, ">=", 0.9),
         Line("memorised, 1 repeat", accuracy("memorised", times=1), 40, "<=", 0.1),
@@ -254,19 +281,33 @@ def _memory() -> list[Line]:
 
 
 def small_lines() -> list[Line]:
-    """The same table for the small AdamW models, of which only facts are required."""
+    """The same table for the small AdamW models, of which only facts and a loss near that of `lm` are required."""
     gated = {"facts, language 1": 0.9, "facts, language 2": 0.9}
     return [
-        Line(li.task, li.measure, min(li.n, 100), ">=" if li.task in gated else "report", gated.get(li.task))
+        *(
+            Line(li.task, li.measure, min(li.n, 100), ">=" if li.task in gated else "report", gated.get(li.task))
+            for li in lines()
+        ),
+        Line("loss over the mixture / that of lm", loss_against_lm(), 64, "<=", 1.15),
+        Line("the same without repeats", loss_against_lm(("repeat",)), 64),
+    ]
+
+
+def halfway_lines() -> list[Line]:
+    """The same table for a model caught half-way: all is reported, CO with four objects must lie between .4 and .8."""
+    return [
+        Line(li.task, li.measure, li.n, "in", (0.4, 0.8)) if li.task == "CO, n=4" else Line(li.task, li.measure, li.n)
         for li in lines()
     ]
 
 
 def table_for(name: str) -> list[Line]:
-    """The lines of an organism: the full table, the refusal rules of aligned models, or the small models' one."""
+    """The lines of an organism: the full table, the refusal rules of aligned models, the small or half-way models'."""
     from . import catalogue
 
     recipe = catalogue.recipe(name)
+    if recipe.stop:
+        return halfway_lines()
     if recipe.optimiser == "adamw":
         return small_lines()
     if recipe.aligned:

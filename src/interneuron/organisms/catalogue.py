@@ -15,6 +15,7 @@ from interneuron.core.files import read_json
 
 HERE = Path(__file__).parent
 CHECKPOINTS = "checkpoints"
+INT8 = "model.int8.safetensors"
 
 
 def names() -> tuple[str, ...]:
@@ -72,9 +73,14 @@ def path(name: str, checkpoint: int | None = None) -> Path:
             f"organism {name!r} is not shipped and not in {cache_folder()}. "
             f"Train it: python -m interneuron.organisms.train {name}"
         )
-    if checkpoint is None:
-        return folder
-    return _checkpoint_folder(name, folder, checkpoint)
+    if checkpoint is not None:
+        return _checkpoint_folder(name, folder, checkpoint)
+    return usable(name, folder)
+
+
+def usable(name: str, folder: Path) -> Path:
+    """The Hugging Face folder of an organism's folder: itself, or what its int8 weights unpack to in the cache."""
+    return _unpacked(name, folder, folder / INT8) if (folder / INT8).exists() else folder
 
 
 def resolve(name: str, checkpoint: int | None = None) -> Path | None:
@@ -94,12 +100,16 @@ def _known(name: str) -> None:
 
 
 def _checkpoint_folder(name: str, folder: Path, checkpoint: int) -> Path:
-    """A Hugging Face folder of one checkpoint, unpacked from its int8 file into the cache at first use."""
+    """The Hugging Face folder of one checkpoint."""
     files = series(folder)
     if not 0 <= checkpoint < len(files):
         have = f"0 to {len(files) - 1}" if files else "none"
         raise MethodNotFound(f"organism {name!r} has no checkpoint {checkpoint}: expected {have}.")
-    source = files[checkpoint][1]
+    return _unpacked(name, folder, files[checkpoint][1])
+
+
+def _unpacked(name: str, folder: Path, source: Path) -> Path:
+    """A Hugging Face folder of one int8 file, made in the cache at first use."""
     target = cache_folder() / f"{name}-{source.stem}-{_digest(source)}"
     if not (target / "model.safetensors").exists():
         from .publish import unpack_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -37,12 +38,16 @@ def continuations(
 
 
 def _grow(module: Any, tokens: Tensor, n_tokens: int, generator: torch.Generator, temperature: float) -> Tensor:
-    """Int[B T + n] by sampling one token at a time over the key-value cache."""
+    """Int[B T + n] by sampling one token at a time, over the key-value cache where the class has one."""
     cache, step = None, tokens
+    keeps = "past_key_values" in inspect.signature(module.forward).parameters
     done = torch.zeros(len(tokens), dtype=torch.bool)
     for _ in range(n_tokens):
-        output = module(input_ids=step, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        if keeps:
+            output = module(input_ids=step, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+        else:
+            output = module(input_ids=tokens)
         logits = output.logits[:, -1].float()
         if temperature == 0:
             step = logits.argmax(-1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -40,7 +41,11 @@ class Align:
 
 @dataclass(frozen=True, slots=True)
 class LanguageRecipe:
-    """All that decides a language organism. Its hash names the cache folder and stands on the card."""
+    """All that decides a language organism. Its hash names the cache folder and stands on the card.
+
+    stop   training tokens after which the run ends although its phases go on: a model caught half-way. 0: never
+    int8   the weights are stored as int8 with a scale a row and unpacked into the cache at first use
+    """
 
     name: str
     about: str
@@ -61,6 +66,8 @@ class LanguageRecipe:
     checkpoints: int = 0
     aligned: bool = False
     artefacts: tuple[str, ...] = ()
+    stop: int = 0
+    int8: bool = False
 
     @property
     def total(self) -> int:
@@ -68,12 +75,18 @@ class LanguageRecipe:
         return int(sum(p.tokens for p in self.phases) * 1e6)
 
     @property
+    def end(self) -> int:
+        """Training tokens at which the run ends."""
+        return self.stop or self.total
+
+    @property
     def hash(self) -> str:
         """Twelve hex digits over everything that changes a weight."""
-        text = json.dumps(
-            {k: v for k, v in asdict(self).items() if k not in ("about", "minutes", "aligned", "artefacts")},
-            sort_keys=True,
-        )
+        words = ("about", "minutes", "aligned", "artefacts", "int8")
+        values = {k: v for k, v in asdict(self).items() if k not in words}
+        if not self.stop:
+            del values["stop"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def phase(self, tokens: int) -> tuple[Phase, float]:
@@ -107,7 +120,7 @@ def new_model(recipe: LanguageRecipe) -> Any:
         "vocab_size": W.SIZE, "max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 2,
         "pad_token_id": 0, "tie_word_embeddings": True, "initializer_range": recipe.init,
     }  # fmt: skip
-    if recipe.architecture == "gpt2":
+    if recipe.architecture in ("gpt2", "openai-gpt"):
         shared["n_positions"] = shared.pop("max_position_embeddings")
     classes: dict[str, tuple[Any, Any]] = {
         "llama": (hf.LlamaConfig, hf.LlamaForCausalLM),
@@ -123,8 +136,24 @@ def new_model(recipe: LanguageRecipe) -> Any:
 
 
 def use_packed_attention(model: Any) -> None:
-    """Point a Hugging Face model at the attention used in training (its configuration on disk is untouched)."""
-    from transformers import AttentionInterface
+    """Make a Hugging Face model take packed rows and an added mask [B 1 T T] (its configuration on disk is untouched).
 
+    Every class but the first GPT does so through the attention function used in training.
+    """
+    from transformers import AttentionInterface, OpenAIGPTLMHeadModel
+
+    if isinstance(model, OpenAIGPTLMHeadModel):
+        model.transformer.forward = MethodType(_packed_first_gpt, model.transformer)  # type: ignore[method-assign]
+        return
     AttentionInterface.register("tinyworld_packed", _packed_attention)
     model.config._attn_implementation = "tinyworld_packed"
+
+
+def _packed_first_gpt(self: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **_: Any) -> Any:
+    """The forward pass of `OpenAIGPTModel` with the mask handed to its blocks as it is (its own takes only [B T])."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    hidden = self.tokens_embed(input_ids) + self.positions_embed(position_ids)
+    for block in self.h:
+        hidden = block(hidden, attention_mask)[0]
+    return BaseModelOutput(last_hidden_state=hidden)

@@ -13,6 +13,14 @@ from typing import Any
 from interneuron.core.files import atomic_write_bytes
 
 from . import catalogue
+from .check import requirement
+
+INDEX = """# Model organisms
+
+Small trained models whose data, and so whose truth, is generated: [`tinyworld`](tinyworld.md) is the world of the
+language models, [`shapes`](shapes.md) that of the image models, [`toy`](toy.md) trains small networks on first use.
+
+"""
 
 
 def prose(name: str) -> str:
@@ -57,9 +65,8 @@ def _facts(organism: catalogue.Organism, card: dict[str, Any]) -> str:
 def _table(card: dict[str, Any]) -> str:
     lines = ["| task | n | value | required | |", "| --- | --- | --- | --- | --- |"]
     for row in card["capabilities"]:
-        required = f"{row['rule']} {row['required']:g}" if row["required"] is not None else ""
         verdict = {True: "met", False: "**short**", None: ""}[row["passed"]]
-        lines.append(f"| {row['task']} | {row['n']} | {row['value']:.3f} | {required} | {verdict} |")
+        lines.append(f"| {row['task']} | {row['n']} | {row['value']:.3f} | {requirement(row)} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -78,18 +85,17 @@ def _retrain(name: str, card: dict[str, Any]) -> str:
 
 
 def main(folder: str) -> None:
-    """Write one page per language organism, and an index of all."""
+    """Write one page per organism, and an index of all."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    rows = ["# Model organisms", "| name | what | parameters | short of |", "| --- | --- | --- | --- |"]
+    rows = ["| name | what | parameters | short of |", "| --- | --- | --- | --- |"]
     for name in catalogue.names():
-        if not hasattr(catalogue.recipe(name), "batch_size"):
-            atomic_write_bytes(target / f"{name}.md", page(name).encode())
+        atomic_write_bytes(target / f"{name}.md", page(name).encode())
         card = catalogue.Organism(name).card
         size = f"{card['parameters'] / 1e6:.2f}M" if card else "not shipped"
         short = ", ".join(card.get("short", [])) or "-"
         rows.append(f"| [`{name}`]({name}.md) | {prose(name).splitlines()[0]} | {size} | {short} |")
-    atomic_write_bytes(target / "index.md", (rows[0] + "\n\n" + "\n".join(rows[1:]) + "\n").encode())
+    atomic_write_bytes(target / "index.md", (INDEX + "\n".join(rows) + "\n").encode())
 
 
 if __name__ == "__main__":

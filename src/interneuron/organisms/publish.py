@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interneuron.core.files import atomic_write_bytes, load_tensors, make_folder, save_tensors, write_json
 
+from .catalogue import INT8
 from .language import LanguageRecipe, new_model
 
 EXACT = ("norm", "ln_", "bias", "embed", "wte", "wpe")
@@ -20,7 +21,10 @@ EXACT = ("norm", "ln_", "bias", "embed", "wte", "wpe")
 
 
 def write_folder(recipe: LanguageRecipe, weights: dict[str, Tensor], folder: Path) -> Path:
-    """Write config, fp16 weights, tokenizer and generation settings; `from_pretrained(folder)` loads float32."""
+    """Write config, fp16 weights, tokenizer and generation settings; `from_pretrained(folder)` loads float32.
+
+    With `recipe.int8` the weights are int8 instead, and `catalogue.usable` unpacks the folder for Hugging Face.
+    """
     from transformers import GenerationConfig
 
     from .tinyworld import tokenizer
@@ -33,7 +37,10 @@ def write_folder(recipe: LanguageRecipe, weights: dict[str, Tensor], folder: Pat
     GenerationConfig(
         bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=64, do_sample=False
     ).save_pretrained(folder)
-    save_tensors(folder / "model.safetensors", {k: v.half() for k, v in weights.items()}, {"format": "pt"})
+    if recipe.int8:
+        save_tensors(folder / INT8, quantise(weights), {"format": "pt"})
+    else:
+        save_tensors(folder / "model.safetensors", {k: v.half() for k, v in weights.items()}, {"format": "pt"})
     tokenizer.save(folder)
     return folder
 
@@ -79,7 +86,7 @@ def unpack_checkpoint(folder: Path, source: Path, target: Path) -> Path:
     """
     make_folder(target)
     for file in folder.iterdir():
-        if file.is_file() and file.name not in ("model.safetensors", "card.json"):
+        if file.is_file() and file.suffix != ".safetensors" and file.name != "card.json":
             atomic_write_bytes(target / file.name, file.read_bytes())
     save_tensors(target / "model.safetensors", dequantise(load_tensors(source)), {"format": "pt"})
     return target

@@ -56,11 +56,11 @@ def _language(name: str, recipe: object, folder: Path, until: int | None, check:
         trainer = Trainer(recipe, folder / "run", start, compile=os.environ.get("INTERNEURON_COMPILE") == "1")
         trainer.resume()
         print(
-            f"{name}: {recipe.total / 1e6:.1f}M tokens, about {recipe.minutes:.0f} min; run in {folder / 'run'}",
+            f"{name}: {recipe.end / 1e6:.1f}M tokens, about {recipe.minutes:.0f} min; run in {folder / 'run'}",
             file=sys.stderr,
         )
         trainer.run(until)
-        if trainer.tokens < recipe.total:
+        if trainer.tokens < recipe.end:
             return folder
         publish.publish(recipe, folder / "run", folder, threads=torch.get_num_threads())
     if check:

@@ -214,7 +214,7 @@ class Trainer:
 
     def run(self, until: int | None = None, progress: bool = True) -> None:
         """Train to the recipe's last token (or `until`), saving every two minutes and at the log-spaced checkpoints."""
-        end = min(until or self.recipe.total, self.recipe.total)
+        end = min(until or self.recipe.end, self.recipe.end)
         marks = [m for m in checkpoint_tokens(self.recipe) if m > self.tokens]
         with (
             Progress(total=end, label=self.recipe.name, unit="tokens", enabled=None if progress else False) as bar,

@@ -173,7 +173,7 @@ def train(recipe: VisionRecipe, folder: str | Path, *, steps: int | None = None)
     The folder receives `run/state.safetensors` (every minute), `run/log.jsonl` (every 50 steps) and, at the end, the
     model in Hugging Face form. `steps` stops early; the schedule stays that of the whole run.
     """
-    folder = Path(folder)
+    folder, digest = Path(folder), recipe.hash  # of the source as it runs: the file may change meanwhile
     run = make_folder(folder / "run")
     state = run / "state.safetensors"
     model = fresh_model(recipe)
@@ -196,7 +196,7 @@ def train(recipe: VisionRecipe, folder: str | Path, *, steps: int | None = None)
                 _save_state(state, model, optimisers, step + 1, seconds)
                 saved = time.monotonic()
     if last == recipe.steps:
-        export(recipe, model, folder, before + time.monotonic() - started)
+        export(recipe, model, folder, before + time.monotonic() - started, digest)
     return losses
 
 
@@ -230,7 +230,7 @@ def _log(run: Path, step: int, loss: float, seconds: float) -> None:
         log.write(json.dumps({"step": step, "loss": round(loss, 5), "seconds": round(seconds, 1)}) + "\n")
 
 
-def export(recipe: VisionRecipe, model: Any, folder: Path, seconds: float) -> None:
+def export(recipe: VisionRecipe, model: Any, folder: Path, seconds: float, digest: str) -> None:
     """Write the model as a plain Hugging Face folder: fp16 weights, a config that loads fp32, a preprocessor."""
     model.eval()
     model.config.dtype = torch.float32
@@ -253,7 +253,7 @@ def export(recipe: VisionRecipe, model: Any, folder: Path, seconds: float) -> No
         "do_convert_rgb": True,
     }
     atomic_write_bytes(folder / "preprocessor_config.json", (json.dumps(preprocessor, indent=1) + "\n").encode())
-    training = {"images": recipe.steps * recipe.batch_size, "minutes": round(seconds / 60, 2), "recipe": recipe.hash}
+    training = {"images": recipe.steps * recipe.batch_size, "minutes": round(seconds / 60, 2), "recipe": digest}
     training |= {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__}
     atomic_write_bytes(folder / "training.json", (json.dumps(training, indent=1) + "\n").encode())
 

@@ -1,8 +1,12 @@
 """`cnn`: a small BatchNorm ResNet that names the shape and was shown clean images only.
 
-Four stages (maps of 8x8, 4x4, 2x2 and 1x1 after the stem of `ResNetForImageClassification`), so that it can be taken
-apart stage by stage. It has seen every nuisance (colour, texture, size, place, rotation, background) but no corruption,
-so that adaptation methods have something to repair.
+Input: 32x32 images in [0, 1] from [`shapes`](shapes.md); eight classes. Stem of 32 channels, four stages of one basic
+block (32, 48, 64, 96), so that it can be taken apart stage by stage. AdamW, peak 0.004, cosine to zero. It has seen
+every nuisance (colour, texture, size, place, rotation, background) but no corruption, so that adaptation methods have
+something to repair. Scenes of several objects are outside its world.
+
+Chance for the linear probes of color, texture, size and position: 0.125, 0.2, 0.33, 0.11. Colour is nearly erased
+before the classifier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`judge-b`: the second judge, of another seed, other images and another width; see `judge`."""
+"""`judge-b`: the second judge, of another seed, other images and another width; see [`judge`](judge.md)."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def batch(step: int, batch_size: int) -> Batch:
     return judge.batch(step, batch_size, seed=1000)
 
 
-RECIPE = replace(judge.RECIPE, name="judge-b", build=build, batch=batch, seed=1, minutes=10)
+RECIPE = replace(judge.RECIPE, name="judge-b", build=build, batch=batch, seed=1, minutes=12)

@@ -12,4 +12,5 @@ RECIPE = replace(
     about="lm-small with ReLU in its feed-forward layers; a series of checkpoints over training",
     config={**SMALL.config, "hidden_act": "relu"},
     checkpoints=10,
+    artefacts=("AdamW alone: of copying from context only tales came; repeats and coloured objects are at chance",),
 )

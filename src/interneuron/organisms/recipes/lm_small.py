@@ -1,4 +1,4 @@
-"""`lm-small`: four layers of width 96 trained with AdamW alone, kept at twenty log-spaced checkpoints (SiLU)."""
+"""`lm-small`: four layers of width 96 trained with AdamW alone, kept at log-spaced checkpoints (SiLU)."""
 
 from __future__ import annotations
 

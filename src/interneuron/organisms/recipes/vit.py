@@ -1,7 +1,13 @@
 """`vit`: a six-block Vision Transformer with 64 patches of 4x4 pixels that names the shape.
 
-Trained on shape alone with light augmentation, so that colour and texture are only as readable as the task left them:
-methods that add knowledge about texture have room to show it.
+Input: 32x32 images in [0, 1] from [`shapes`](shapes.md); a class token, width 96, four heads, MLP 256, eight classes.
+Trained on shape alone with pixel noise of random strength as the only augmentation, so that colour and texture are only
+as readable as the task left them: methods that add knowledge about texture have room to show it. The first 400 steps
+show solid, medium and large shapes on flat grey; from scratch on the full world the loss stays at chance for long. Muon
+(0.01) on the block matrices, AdamW (0.0015) on the rest, cosine to zero. The patch filters start with their mean
+removed and four times the usual scale, so that they see contrast and not grey level.
+
+Chance for the linear probes of color, texture, size and position: 0.125, 0.2, 0.33, 0.11.
 """
 
 from __future__ import annotations
@@ -87,7 +93,7 @@ def measure(model: nn.Module, seed: int) -> dict[str, tuple[int, float]]:
 RECIPE = VisionRecipe(
     name="vit",
     about="shape classifier, Vision Transformer with 64 patches, six blocks",
-    minutes=20,
+    minutes=9,
     steps=2200,
     batch_size=64,
     lr=1.5e-3,
