@@ -1,44 +1,67 @@
-"""Where are facts? Causal tracing: the subject is replaced, and single states of the clean run are put back.
+"""Where are facts? Causal tracing: the subject is replaced, and single activations of the clean run are put back.
 
     python examples/phenomena/fact_tracing.py
 
-The effect of restoring the residual stream at (layer, position) is the share of the clean log-probability difference
-it brings back; positions are averaged by their role: subject, the words between, the last word.
+`as for Gumofi , the job is` -> `baker`; in the corrupt prompt another entity stands in Gumofi's place. The effect of a
+site and position is the share of the clean probability that restoring it brings back (Meng et al. 2022): first the
+residual stream, then what each MLP adds. Control: the same activation moved equally far in a random direction.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figures import arguments, heatmap
+from figures import arguments, heatmap, show
 
 import interneuron as inn
 from interneuron.organisms import tinyworld
+from interneuron.parts.patching import patch_grid
 
 
-def main() -> None:
-    model, out = arguments("trace facts")
-    task = tinyworld.task("fact", n=64, seed=1, language=1, template=0)
+@torch.no_grad()
+def main(model: inn.Model, n: int, out: Path) -> dict[str, float]:
+    """Restore every site at every word, draw both maps, and report where the fact is."""
+    task = tinyworld.task("fact", n=n, seed=1, language=1, template=3)
     clean, corrupt = (model.prepare(texts)[1]["input_ids"] for texts in (task.clean, task.corrupt))
-    answer = task.answer_ids
 
-    def log_probability(logits: torch.Tensor) -> torch.Tensor:
-        return logits[:, -1].log_softmax(-1)[torch.arange(len(answer)), answer]
+    def probability(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1].softmax(-1).gather(1, task.answer_ids[:, None])[:, 0]
 
-    donors = model.run(clean, read="layers.*.resid_post").acts
-    length = clean.shape[1]
-    edits = [inn.Replace(name, donors[name][:, pos]).at(pos=pos) for name in donors.names for pos in range(length)]
-    low, *patched = model.sweep(corrupt, [None, *edits], log_probability, batch_size=256).tolist()
-    high = float(model.sweep(clean, [None], log_probability)[0])
-    effect = torch.tensor(patched).reshape(-1, length).sub(low).div(high - low)
+    residual = ["embed", *(site.name for site in model.sites("layers.*.resid_post"))]
+    added = [site.name for site in model.sites("layers.*.mlp.contribution")]
+    grid = patch_grid(model, clean, corrupt, probability, [*residual, *added], batch_size=256)
+    stream, mlps = grid.recovery.split([len(residual), len(added)])
+
     start, stop = (int(v) for v in task.roles["subject"][0])
     words = ["<bos>", *task.clean[0].split()]
-    print(f"log-probability of the answer: clean {high:.2f}, subject replaced {low:.2f}")
-    parts = {"subject": effect[:, start:stop].mean(1), "last word": effect[:, -1]}
-    for name, values in parts.items():
-        print(f"restored at the {name}, by layer: " + " ".join(f"{float(v):.0%}" for v in values))
-    columns = ["subject" if start <= i < stop else word for i, word in enumerate(words)]
-    heatmap(out / "fact_tracing.png", effect, "Share of the answer restored", "position", "layer", columns, limit=1.0)
+    words[start:stop] = ["subject"] * (stop - start)
+    layers = [f"layer {i}" for i in range(model.n_layers)]
+    heatmap(out / "fact_tracing.png", stream, "Fact restored by the residual stream", "", "", words, ["embed", *layers])
+    heatmap(out / "fact_tracing_mlp.png", mlps, "Fact restored by what the MLP adds", "", "", words, layers)
+
+    between = stream[:, stop:-1].abs().max()
+    control = grid.control.max()
+    found = {
+        "subject_embedding": float(stream[0, start]),
+        "subject_after_layer_0": float(stream[1, start]),
+        "last_after_layer_0": float(stream[1, -1]),
+        "first_mlp_at_last": float(mlps[0, -1]),
+        "between": float(between),
+        "control": float(control),
+    }
+    print(f"probability of the answer: clean {grid.clean:.3f}, subject replaced {grid.corrupt:.2g}")
+    show("Share of the fact restored", ["place", "share"], [
+        ("embedding of the subject", found["subject_embedding"]),
+        ("residual stream of the subject after layer 0", found["subject_after_layer_0"]),
+        ("residual stream of the last word after layer 0", found["last_after_layer_0"]),
+        ("MLP of layer 0 at the last word, alone", found["first_mlp_at_last"]),
+        ("best later MLP at the last word, alone", float(mlps[1:, -1].max())),
+        ("words in between, largest of all layers", found["between"]),
+        ("control: random change of equal size, largest", found["control"]),
+    ])  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(*arguments("trace facts", n=48))

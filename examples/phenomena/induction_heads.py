@@ -1,51 +1,77 @@
-"""Induction heads: in a repeated random sequence, which heads look at the token after the previous occurrence?
+"""Induction heads: in a list of random words said twice, which heads look at the word after the previous occurrence?
 
     python examples/phenomena/induction_heads.py
 
-Prefix-matching score of a head: its mean attention from a repeated token to the position after that token's first
-occurrence (Olsson et al. 2022). Then the test that matters: the loss on the repeat without the best heads, against the
-loss without as many random ones.
+Prefix-matching score of a head: its mean attention from a repeated word to the position after that word's first
+occurrence (Olsson et al. 2022). Then the test that matters: the loss on the repeat when the best heads write only
+their mean, against the loss when as many random heads do. Control of the score: a second list of other words, which
+gives nothing to match.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figures import arguments, heatmap
+from figures import arguments, heatmap, show
 
 import interneuron as inn
+from interneuron.organisms.tinyworld import words
 
-PERIOD, ROWS = 24, 32
+PERIOD, BEST, DRAWS = 20, 3, 8
 
 
-def main() -> None:
-    model, out = arguments("find induction heads")
-    rng = torch.Generator().manual_seed(0)
-    words = torch.stack([torch.randperm(900, generator=rng)[:PERIOD] + 100 for _ in range(ROWS)])
-    ids = torch.cat([torch.full((ROWS, 1), model.tokenizer.bos_token_id), words, words], dim=1)
-    patterns = model.run(ids, read="layers.*.attn.pattern").acts
-    query = torch.arange(PERIOD + 2, 2 * PERIOD + 1)  # from the second token of the repeat on
-    score = torch.stack([patterns[name][:, :, query, query - PERIOD + 1].mean((0, 2)) for name in patterns.names])
-    chance = float((1 / (query + 1)).mean())
+def lists(n: int, repeated: bool, seed: int = 0) -> torch.Tensor:
+    """Token ids Int[n 1 + 2 PERIOD]: <bos>, a random list, and the same or another list."""
+    rng = torch.Generator().manual_seed(seed)
+    pool = torch.tensor([words.vocabulary()[word] for word in words.content_words()])
+    drawn = torch.stack([pool[torch.randperm(len(pool), generator=rng)[: 2 * PERIOD]] for _ in range(n)])
+    if repeated:
+        drawn[:, PERIOD:] = drawn[:, :PERIOD]
+    return torch.cat([torch.full((n, 1), words.vocabulary()["<bos>"]), drawn], 1)
+
+
+@torch.no_grad()
+def main(model: inn.Model, n: int, out: Path) -> dict[str, float]:
+    """Score every head, draw the scores, and take the best heads away."""
+    query = torch.arange(PERIOD + 1, 2 * PERIOD)  # positions of the second list whose next word is also known
+
+    def prefix_matching(ids: torch.Tensor) -> torch.Tensor:
+        patterns = model.run(ids, read="layers.*.attn.pattern").acts
+        return torch.stack([patterns[name][:, :, query, query - PERIOD + 1].mean((0, 2)) for name in patterns.names])
+
+    ids = lists(n, repeated=True)
+    score, nothing_to_match = prefix_matching(ids), prefix_matching(lists(n, repeated=False))
     heatmap(out / "induction_heads.png", score, "Prefix matching", "head", "layer")
 
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        right = ids[:, query].unsqueeze(-1)
-        return -logits[:, query - 1].log_softmax(-1).gather(-1, right).mean((1, 2))
+    means = {name: z.mean((0, 1)) for name, z in model.run(ids, read="layers.*.attn.z").acts.items()}
 
     def without(heads: list[tuple[int, int]]) -> list[inn.Edit]:
-        return [inn.Ablate(f"layers.{layer}.attn.z").at(head=head) for layer, head in heads]
+        names = [(f"layers.{layer}.attn.z", head) for layer, head in heads]
+        return [inn.Ablate(name, how="mean", value=means[name][head]).at(head=head) for name, head in names]
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return -logits[:, query].log_softmax(-1).gather(-1, ids[:, query + 1, None]).mean((1, 2))
 
     every = [(layer, head) for layer in range(score.shape[0]) for head in range(score.shape[1])]
-    best = sorted(every, key=lambda at: -float(score[at]))[:3]
-    others = [at for at in every if at not in best]
-    random = [[others[i] for i in torch.randperm(len(others), generator=rng)[:3]] for _ in range(8)]
-    losses = model.sweep(ids, [None, without(best), *(without(heads) for heads in random)], loss)
-    print(
-        f"best heads (layer, head): {best}, scores {[round(float(score[at]), 3) for at in best]}, chance {chance:.3f}"
-    )
-    print(f"loss on the repeat, nats: whole {losses[0]:.3f}, without the three {losses[1]:.3f}, ", end="")
-    print(f"without three random ones {losses[2:].mean():.3f} (highest of 8: {losses[2:].max():.3f})")
+    every.sort(key=lambda at: -float(score[at]))
+    best, others = every[:BEST], every[BEST:]
+    rng = torch.Generator().manual_seed(1)
+    random = [[others[i] for i in torch.randperm(len(others), generator=rng)[:BEST]] for _ in range(DRAWS)]
+    whole, cut, *controls = model.sweep(ids, [None, without(best), *map(without, random)], loss).tolist()
+    rows = [
+        (f"layer {layer} head {head}", float(score[layer, head]), float(nothing_to_match[layer, head]))
+        for layer, head in best
+    ]
+    show("Prefix matching", ["head", "repeated list", "control: other list"], rows)
+    losses = [("whole model", whole), (f"without the best {BEST}", cut)]
+    losses += [(f"control: without {BEST} random heads", sum(controls) / DRAWS), ("  the worst of 8", max(controls))]
+    show("Loss on the repeat, nats a word", ["heads", "loss"], losses)
+    return {
+        "score": float(score.max()), "score_control": float(nothing_to_match.max()),
+        "loss": whole, "loss_without": cut, "loss_control": sum(controls) / DRAWS,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(*arguments("find induction heads", n=32))

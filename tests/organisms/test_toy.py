@@ -59,6 +59,13 @@ def test_modular_addition_generalises_and_thinks_in_waves() -> None:
     assert all(torch.equal(x, y) for x, y in zip(organism.model.parameters(), again.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
+def test_the_modular_transformer_generalises_after_it_memorised() -> None:
+    card = modadd.trained(0, arch="transformer").card
+    assert card["passed"], card
+    assert card["memorised_at"] < card["grokked_at"]
+
+
 def test_facts_factorised_infer_and_combined_do_not() -> None:
     data = ocr_facts.make(0)
     names, _, answers = data.questions("test")
@@ -225,6 +232,8 @@ def test_an_interrupted_build_leaves_nothing(own_cache: Path) -> None:
 def test_mistakes_are_taught() -> None:
     with pytest.raises(InputError, match="'mlp' or 'transformer'"):
         modadd.build(7, "rnn", 8, 0)
+    with pytest.raises(InputError, match="'mlp' or 'transformer'"):
+        modadd.trained(0, arch="rnn")
     with pytest.raises(InputError, match="Did you mean 'sine'"):
         functions.make(0, name="sinee")
     with pytest.raises(AttributeError, match="its tasks are"):

@@ -140,5 +140,5 @@ def trained(
             attention=attention,
         )
     dials = {"seed": seed, "layers": layers, "attention": attention, "optimizer": optimizer, "mlp": mlp}
-    card = cached("bigram_backcopy", dials, model, lambda _: _train(model, data, optimizer, 900), 50 * layers, __name__)
+    card = cached("bigram_backcopy", dials, model, lambda _: _train(model, data, optimizer, 900), 25 * layers, __name__)
     return Trained(model, data, card)

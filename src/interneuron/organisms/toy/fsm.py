@@ -113,5 +113,5 @@ def trained(seed: int = 0, *, states: int = 100, edges: int = 10) -> Trained:
     data = make(seed, states=states, edges=edges)
     model = network(seed)
     dials = {"seed": seed, "states": states, "edges": edges}
-    card = cached("fsm", dials, model, lambda m: _train(m, data, 2000), 60, __name__)
+    card = cached("fsm", dials, model, lambda m: _train(m, data, 2000), 75, __name__)
     return Trained(model, data, card)
