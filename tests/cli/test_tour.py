@@ -11,12 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from interneuron.cli import report_svg, tour_material, tour_steps, tour_texts
+from interneuron.cli import report_svg, tour_direction, tour_material, tour_steps, tour_texts
 from interneuron.cli.report_page import Page, Section, render, rich
-from interneuron.cli.tour import open_model, take_tour, write
+from interneuron.cli.tour import material_for, open_model, take_tour, write
 from interneuron.core.errors import InputError
 
-SMALL = tour_steps.Budget(windows=2, length=32, controls=2, doses=(-0.2, 0.0, 0.2), layers=64, rows=2)
+SMALL = tour_steps.Budget(windows=2, length=32, controls=2, doses=(0.2, 0.4), layers=64, rows=2)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,26 @@ def test_the_json_holds_the_numbers_and_their_controls(toured: Path) -> None:
     assert (len(heat["rows"]), len(heat["columns"])) == (2, len(heat["values"][0]))
     page = (toured / "report.html").read_text(encoding="utf-8")
     assert f"AUC {numbers['direction.auc']:.2f}" in page
+
+
+def test_the_shipped_model_is_steered_beyond_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = tour_steps.Budget(windows=6, length=128, controls=4, doses=(0.7,), layers=64, rows=2)
+    monkeypatch.setattr(tour_steps.Budget, "of", staticmethod(lambda n: budget))
+    model = open_model("lm")
+    material = material_for(model, None, budget)
+    assert not set(material.pairs.fit) & {*material.pairs.choose, *material.pairs.test}
+    assert not set(material.pairs.choose_endings) & set(material.pairs.test_endings)
+    found = tour_direction.find_direction(model, material, budget)
+    assert found.direction.site != "layers.5.resid_post"  # the last one only names words
+    assert found.section.numbers["auc"] > 0.95 > found.section.numbers["auc_shuffled_max"]
+    section = tour_direction.steering(model, material, found, budget)
+    numbers = section.numbers
+    assert numbers["beyond_random"]
+    assert numbers["effect"] > 1.0
+    assert numbers["judged pushed up"] > numbers["judged random"] + 0.1
+    assert numbers["judged pushed down"] < numbers["judged random"] - 0.1
+    changed = [s for s in section.samples if len({text for _, text, _ in s.continuations[:3]}) > 1]
+    assert len(changed) >= 2
 
 
 def test_refusals(world_model: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_the_table_of_axes_holds_no_name_that_no_family_uses() -> None:
         n.split(".")[-1] for f in all_families() for n in f.root
     }
     used |= {n.replace("xattn.", "attn.") for n in used} | {f"attn.{x}" for x in ("q", "k", "v", "scores", "pattern")}
-    assert set(AXES) - used <= {"conv", "class_logits", "ssm.state"}
+    assert set(AXES) - used <= {"conv", "class_logits"}
 
 
 def swapped(family: Family, site: str, tap: Any) -> Family:

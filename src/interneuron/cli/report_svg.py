@@ -20,7 +20,12 @@ WIDTH = 720
 
 def draw(plot: Plot) -> str:
     """One plot as an `<svg>` element, preceded by its legend where it has one."""
-    kinds: dict[str, Callable[[Plot], str]] = {"lines": _lines, "bars": _bars, "heatmap": _heatmap}
+    kinds: dict[str, Callable[[Plot], str]] = {
+        "lines": _lines,
+        "bars": _bars,
+        "points": _points,
+        "heatmap": _heatmap,
+    }
     return kinds[plot["kind"]](plot)
 
 
@@ -132,7 +137,7 @@ def _lines(plot: Plot) -> str:
             f'<text class="marked" x="{at + shift:.1f}" y="{frame.top + 11}" text-anchor="{side}">'
             f"{escape(label)}</text>"
         )
-    names = _classes(plot)
+    names = classes(plot)
     for name, (lower, upper) in bands.items():
         path = [f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, upper, strict=True)]
         path += [f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in reversed(list(zip(x, lower, strict=True)))]
@@ -150,7 +155,7 @@ def _lines(plot: Plot) -> str:
     return _legend(names, bands) + _svg(body, frame.height, plot["title"])
 
 
-def _classes(plot: Plot) -> dict[str, str]:
+def classes(plot: Plot) -> dict[str, str]:
     """A colour class for every series; controls are muted."""
     names, i = {}, 0
     for name in plot["series"]:
@@ -178,7 +183,8 @@ def _bars(plot: Plot) -> str:
     high = plot.get("high", max([*values, *([reference[0]] if reference else []), 0]))
     plot = {**plot, "y_percent": plot.get("percent")}
     frame = _Frame(plot, (-0.6, len(names) - 0.4), (min(0, *values), high))
-    every = max(1, math.ceil(len(names) / 16))
+    widest = max((len(n) for n in names), default=1) * 7 + 10  # so that neighbouring names never meet
+    every = max(1, math.ceil(len(names) * widest / (WIDTH - frame.left - frame.right)))
     body = frame.axes([(i, n) for i, n in enumerate(names) if i % every == 0])
     width = min(46.0, 0.62 * (WIDTH - frame.left - frame.right) / len(names))
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -203,11 +209,28 @@ def _bars(plot: Plot) -> str:
     return _svg(body, frame.height, plot["title"])
 
 
+def _points(plot: Plot) -> str:
+    x, y, names = plot["x"], plot["y"], plot["names"] or [""] * len(plot["x"])
+    frame = _Frame(plot, (min(x), max(x)), (min(y), max(y)))
+    body = frame.axes([(v, number(v)) for v in ticks(min(x), max(x), 8)])
+    for a, b, name in zip(x, y, names, strict=True):
+        hint = escape(f"{name} {number(a)}, {number(b)}".strip())
+        body.append(
+            f'<circle class="dot s0" cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="3.4" fill-opacity="0.7">'
+            f"<title>{hint}</title></circle>"
+        )
+        if plot["names"] and len(x) <= 24:
+            side = "end" if frame.x(a) > WIDTH * 0.8 else "start"
+            at = frame.x(a) + (-7 if side == "end" else 7)
+            body.append(f'<text x="{at:.1f}" y="{frame.y(b) + 4:.1f}" text-anchor="{side}">{escape(name)}</text>')
+    return _svg(body, frame.height, plot["title"])
+
+
 def _heatmap(plot: Plot) -> str:
     rows, columns, values = plot["rows"], plot["columns"], plot["values"]
     flat = [v for row in values for v in row if v is not None and math.isfinite(v)]
     top = plot.get("high", max((abs(v) for v in flat), default=1.0)) or 1.0
-    left, right, head = 92, 12, 8
+    left, right, head = max(92, min(236, 7 * max((len(r) for r in rows), default=0) + 28)), 12, 8
     cell_w = (WIDTH - left - right) / max(len(columns), 1)
     cell_h = min(34.0, max(16.0, 330 / max(len(rows), 1)))
     percent = bool(plot.get("percent"))

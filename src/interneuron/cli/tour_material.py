@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Contrast pairs (positive, negative): those that fit, those that choose, and those that are only reported on."""
+    """Contrast pairs (positive, negative): those that fit, those that choose, and those that are only reported on.
+
+    A direction is read at the last token of `fit`, `choose` and `test`, which should be about to say what differs.
+    Steering is measured on `choose_endings` and `test_endings`, whose texts differ in what is said.
+    """
 
     topic: str
     source: str
     fit: list[tuple[str, str]]
     choose: list[tuple[str, str]]
     test: list[tuple[str, str]]
+    choose_endings: list[tuple[str, str]]
+    test_endings: list[tuple[str, str]]
+    measured_on: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Openings to continue, and a judge of what comes: it returns `wanted`, another word, or None for no verdict."""
+    """Openings to continue, and a judge of what is added: it returns `wanted`, another word, or None for no verdict."""
 
     openings: list[str]
     wanted: str
@@ -114,6 +121,9 @@ def generic(model: Model, text: Path | None, windows: int, length: int) -> Mater
             fit,
             choose,
             test_pairs,
+            without_shared_end(choose),
+            without_shared_end(test_pairs),
+            "the texts of a pair, up to the word of feeling in which they differ",
         ),
         prompts=list(tour_texts.PROMPTS),
         question=best_question(model),

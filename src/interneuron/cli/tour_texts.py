@@ -54,8 +54,8 @@ def _told(ends: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 PROMPTS = (
     "Lily woke up in the morning. She felt",
-    "One day, Tom went to the park with his mom.",
-    "Anna opened the big box and looked inside.",
+    "One day, Tom went to the park with his mom. He was",
+    "Anna opened the big box and looked inside. She was",
 )
 
 # Clean and corrupt prompts for patching: title, frame, (clean word, corrupt word), fillers, answer, wrong answer.

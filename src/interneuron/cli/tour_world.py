@@ -31,57 +31,82 @@ def tinyworld(model: Model, text: Path | None, windows: int, length: int) -> Mat
     """
     from interneuron.organisms import tinyworld as world
 
-    positive, negative = world.contrast("sentiment", n=96, seed=1)
-    pairs = list(zip(positive.prompts, negative.prompts, strict=True))
-    ids = world.encode(read_text(text)) if text else _unrelated(world, 2 * windows * length)
-    tokens = _cut(ids, windows * 2, length).to(model.device)
-    test = pairs[64:]
+    n, width = 2 * (windows * length // WIDTH), WIDTH
+    tokens = _windows(world.encode(read_text(text)), n, width) if text else _unrelated(world, n, width)
+    tokens = tokens.to(model.device)
+    stories, endings = _stories(world)
+    openings = [ending[0].rsplit(" ", 1)[0] for ending in endings[TEST:]]
     return Material(
         pairs=Pairs(
-            "happy against unhappy stories", "minimal pairs of Tinyworld that differ in the mood alone",
-            pairs[:48], pairs[48:64], test,
+            "happy against unhappy stories",
+            "minimal pairs of Tinyworld whose first sentences differ in the mood word alone, cut where the story is "
+            "about to say how a thing was, so that the last activation has to know the mood",
+            stories[:CHOOSE],
+            stories[CHOOSE:TEST],
+            stories[TEST:],
+            endings[CHOOSE:TEST],
+            endings[TEST:],
+            "stories, happy and unhappy ones in turn, that end in a positive or in a negative word",
         ),
-        prompts=[_opening(pair) for pair in test[:3]],
+        prompts=openings[:3],
         question=_indirect_object(model, world),
         select=tokens[0::2],
         test=tokens[1::2],
         text_source=text.name if text else "Tinyworld documents without mood",
-        judged=Judged([_opening(pair) for pair in test], "positive", world.judge.sentiment),
-    )  # fmt: skip
+        judged=Judged(openings, "positive", world.judge.sentiment),
+    )
 
 
-def _opening(pair: tuple[str, str]) -> str:
-    """What the two stories of a pair share before the first word that gives the mood away."""
-    shared = []
-    for a, b in zip(pair[0].split(), pair[1].split(), strict=False):
-        if a != b:
-            break
-        shared.append(a)
-    return " ".join(shared)
+CHOOSE, TEST = 48, 72  # stories before CHOOSE fit, those from there to TEST choose, the others are reported on
+WIDTH = 32  # tokens a window: the documents of Tinyworld are short
 
 
-def _unrelated(world: Any, tokens: int) -> list[int]:
-    ids: list[int] = []
-    for document in world.corpus(tokens=6 * tokens, seed=3):
-        if document.kind in UNRELATED:
-            ids += [*world.encode(document.text), _EOS]
-    return ids
+def _stories(world: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pairs of stories cut before their second mood word, and pairs of endings: one story, either second mood word.
+
+    The endings belong to the happy and the unhappy story in turn, so that a push has something to turn both ways.
+    """
+    positive, negative = world.contrast("sentiment", n=192, seed=1)
+    stories, endings = [], []
+    for pair in zip(positive.documents, negative.documents, strict=True):
+        if "thing" not in pair[0].roles:
+            continue  # a story of one mood word: nothing left to say after it
+        cut = [document.roles["thing"][0][0] for document in pair]
+        texts = [" ".join(document.words[:k]) for document, k in zip(pair, cut, strict=True)]
+        words = [document.words[k] for document, k in zip(pair, cut, strict=True)]
+        told = texts[1 - len(stories) % 2]
+        stories.append((texts[0], texts[1]))
+        endings.append((f"{told} {words[0]}", f"{told} {words[1]}"))
+    return stories, endings
 
 
-_EOS = 2
+def _unrelated(world: Any, n: int, width: int) -> Tensor:
+    """The first `width` tokens of n documents that say nothing about mood.
+
+    Each row is one document from its start: models of this world never saw several documents in one context.
+    """
+    import torch
+
+    rows: list[list[int]] = []
+    for document in world.corpus(tokens=400 * n + 4000, seed=3):
+        ids = world.encode(document.text)
+        if document.kind in UNRELATED and len(ids) >= width:
+            rows.append(ids[:width])
+    return torch.tensor(rows[:n])
 
 
-def _cut(ids: list[int], n: int, length: int) -> Tensor:
-    """The first n windows of `length` tokens; fewer or shorter ones when there are not enough."""
+def _windows(ids: list[int], n: int, width: int) -> Tensor:
+    """The first n windows of a text, each behind a start token; fewer or narrower ones when the text is short."""
     import torch
 
     from interneuron.core.errors import InputError
 
-    length = min(length, len(ids) // 2)
-    if length < 8:
-        raise InputError(f"the text has {len(ids)} tokens: expected at least 16. Give a longer text.")
-    n = min(n, len(ids) // length)
-    return torch.tensor(ids[: n * length]).reshape(n, length)
+    start, body = ids[0], ids[1:]
+    width = min(width - 1, len(body) // 2)
+    if width < 8:
+        raise InputError(f"the text has {len(body)} tokens: expected at least 16. Give a longer text.")
+    n = min(n, len(body) // width)
+    return torch.tensor([[start, *body[k * width : (k + 1) * width]] for k in range(n)])
 
 
 def _indirect_object(model: Model, world: Any) -> Question:

@@ -41,7 +41,6 @@ _TL_BLOCK = {
     "mlp.out.hook_in": "mlp.hidden",
     "mlp.hook_router_scores": "router.logits",
     "mlp.hook_expert_indices": "router.experts",
-    "mixer.hook_ssm_state": "ssm.state",
 }
 _TL_ROOT = {
     "hook_embed": "embed",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interneuron.core.errors import InputError, UnsupportedModel, did_you_mean, need
+from interneuron.core.errors import InputError, InterneuronError, UnsupportedModel, did_you_mean, need
 from interneuron.model.family import Family
 from interneuron.model.model import Model
 
@@ -49,11 +49,51 @@ def load_model(
         module = _diffusers(path, dtype)
         tokenizer = processor = None
     else:
-        module = _transformers(str(name), dtype, options)
+        try:
+            module = _transformers(str(name), dtype, options)
+        except InterneuronError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise _refusal(str(name), local, error) from error
         tokenizer, processor = _companions(str(name), module)
     if device is not None:
         module = module.to(device)
     return Model(module.eval(), tokenizer, processor)
+
+
+def _refusal(name: str, local: bool, error: Exception) -> InputError | UnsupportedModel:
+    """One line on why a folder or an id could not be loaded, in place of the several of transformers."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    first = reason.split(". ")[0].rstrip(".")[:200]
+    if local:
+        return UnsupportedModel(f"{name!r} cannot be loaded ({first}): expected a folder written by save_pretrained.")
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    causes = _causes(error)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return InputError(f"{name!r} is gated: ask for access on its page, then log in with `hf auth login`.")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return InputError(
+            f"{name!r} is no organism, no folder and no public repository of the Hugging Face Hub: check the spelling, "
+            "or log in with `hf auth login` if it is private."
+        )
+    if any(isinstance(cause, LocalEntryNotFoundError | ConnectionError) for cause in causes):
+        return InputError(
+            f"{name!r} is no organism and no folder, and the Hugging Face Hub cannot be reached (nor is it in the "
+            "cache): check the spelling or the connection, or give a local folder."
+        )
+    return InputError(
+        f"{name!r} cannot be loaded from the Hugging Face Hub ({first}): check the spelling, or give a local folder."
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and all that led to it."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _transformers(name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:

@@ -52,7 +52,10 @@ class Model:
         self, module: nn.Module, tokenizer: Any = None, processor: Any = None, family: Family | None = None
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise InputError(f"wrap() was given {type(module).__name__}: expected an nn.Module.")
+            raise InputError(
+                f"wrap() was given {type(module).__name__}: expected an nn.Module. Pass the module itself, or load one "
+                "by name with inn.load."
+            )
         self.module = module
         self.tokenizer = tokenizer
         self.processor = processor

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interneuron.core.errors import EditError, ShapeError
+from interneuron.core.errors import EditError, ShapeError, UnsupportedModel
 from interneuron.model.activations import Box
 from interneuron.model.edits import Edit, Place
 from interneuron.model.positions import Stream
@@ -156,8 +156,14 @@ class BoundEdit:
     def apply(self, value: Any, count: int) -> Any:
         """The module's output (or arguments) after this edit; the very same object when nothing changes."""
         tap = self.site.tap
-        if tap.call is not None and tap.call != count:
-            return value
+        if tap.call is not None:
+            if torch._C._current_graph_task_id() != -1:
+                raise UnsupportedModel(
+                    f"{self.edit.kind} at {self.site.name}: gradient checkpointing runs this module again in backward, "
+                    "and layers that share it cannot be told apart there. Turn gradient checkpointing off."
+                )
+            if tap.call != count:
+                return value
         raw = take(value, tap.part)
         if raw is None:
             return value

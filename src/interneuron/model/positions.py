@@ -15,34 +15,17 @@ the position at which that token is fed back in; the first new token is produced
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interneuron.core.errors import InputError, PositionError
+from interneuron.core.errors import PositionError
 from interneuron.model.selection import Phase
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Tokens of the prompt that overlap a piece of its text.
-
-    which: `"all"` occurrences, or the index of one (negative from the end). Raises PositionError when absent.
-    """
-
-    text: str
-    which: int | str = "all"
-
-
-@dataclasses.dataclass(frozen=True)
-class Token:
-    """Every position that holds this token, given as id or as text that is exactly one token."""
-
-    token: int | str
+from interneuron.model.spans import Span, Token, span_tokens, token_id
 
 
 class Stream:
@@ -96,8 +79,15 @@ class Stream:
         elif self._prompt_columns == 0:  # a cache from before this context: what it holds is the prompt
             self._prompt_columns = past
         self._ids = ids
+        self._forget_after(past)
         if ids is not None:
             self._history.append(ids)
+
+    def _forget_after(self, past: int) -> None:
+        """Drop token ids that the cache holds no more: a cache that was cropped goes on from an earlier point."""
+        known = sum(ids.shape[1] for ids in self._history)
+        if known > past:
+            self._history = [torch.cat(self._history, dim=1)[:, :past]] if past else []
 
     def _extends(self, ids: Tensor | None, length: int, batch: int | None) -> bool:
         """True when generation without a cache feeds the whole sequence again, one column longer."""
@@ -204,25 +194,52 @@ class Stream:
         """
         if choice is None and phase == "all":
             return True
-        plain = columns != (self.past + self.length if whole else self.length)
+        plain = self._is_plain(columns, whole)
+        self._check_keys(choice, whole)
         if choice is None and not plain and not whole:
             kind = self.pass_phase()
             if kind != "mixed":
                 return kind == phase
         memo = (repr(choice), phase, columns, whole, device)
         if memo not in self._memo:
-            source = _plain_stream(columns, self.batch) if plain else self
+            source = plain_stream(columns, self.batch) if plain else self
             mask = source._mask_of(choice, phase, device)[:, -columns:]
             self._memo[memo] = False if not bool(mask.any()) else mask
         return self._memo[memo]
 
+    def _is_plain(self, columns: int, whole: bool) -> bool:
+        """Whether an axis of so many columns counts no tokens of this stream."""
+        total = self.past + self.length if whole else self.length
+        if whole and columns != total and self._cache is not None:
+            raise PositionError(
+                f"the key axis holds {columns} columns for a sequence of {total} tokens: a sliding or static KV cache "
+                "keeps other columns than tokens, so key positions mean nothing there. Select by query, or run with a "
+                "DynamicCache() of a model without a sliding window, or without a cache."
+            )
+        return columns != total
+
+    def _check_keys(self, choice: Any, whole: bool) -> None:
+        """Refuse tokens on the key axis while beams change rows between passes."""
+        tokens = [item for item in (choice if isinstance(choice, list) else [choice]) if isinstance(item, Token)]
+        if whole and self.past and tokens and beam_search_runs():
+            raise PositionError(
+                f"{tokens[0]} on the key axis during beam search: beams change rows, so the tokens behind cached keys "
+                "are not known. Select keys by number or text, or generate with num_beams=1."
+            )
+
     def ranks(self, choice: Any, phase: Phase, columns: int, device: torch.device, whole: bool = False) -> Tensor:
         """Number of each selected column among all that were selected so far in its row; -1 elsewhere. [B, columns]"""
-        plain = columns != (self.past + self.length if whole else self.length)
-        mask = (_plain_stream(columns, self.batch) if plain else self)._mask_of(choice, phase, device)
+        plain = self._is_plain(columns, whole)
+        self._check_keys(choice, whole)
+        mask = (plain_stream(columns, self.batch) if plain else self)._mask_of(choice, phase, device)
         return torch.where(mask, mask.long().cumsum(1) - 1, -1)[:, -columns:]
 
     def _mask_of(self, choice: Any, phase: Phase, device: torch.device) -> Bool[Tensor, "B columns"]:
+        if self._fixed is None and self._cache is None and beam_search_runs():
+            raise PositionError(
+                "module.generate(...) with beams and without a KV cache: the prompt cannot be told from what was "
+                "generated, since every pass is a new sequence. Call model.generate(...), which states the prompt."
+            )
         index, prompt = self.index(device), self.prompt_lengths(device)[:, None]
         real = index >= 0
         in_phase = real if phase == "all" else real & ((index < prompt) if phase == "prompt" else (index >= prompt))
@@ -320,7 +337,18 @@ class Stream:
         return [row[keep] for row, keep in zip(ids[:, : real.shape[1]], real, strict=True)]
 
 
-def _plain_stream(columns: int, batch: int | None) -> Stream:
+def beam_search_runs() -> bool:
+    """Whether a beam search of transformers is what calls the model: it reorders rows between passes, and says so to
+    nobody but the cache."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_beam_search":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def plain_stream(columns: int, batch: int | None) -> Stream:
     """A stream for tensors whose positions are no tokens of this pass (image patches, say): no padding, all prompt."""
     stream = Stream()
     stream.begin(None, columns, batch, None, None)
@@ -345,42 +373,3 @@ def _in_slice(choice: slice, base: Tensor, prompt: Tensor) -> Tensor:
         if bound is not None:
             mask &= test(base, bound if bound >= 0 else prompt + bound)
     return mask
-
-
-def token_id(token: int | str, tokenizer: Any) -> int:
-    """The id of a token given as id or as text. Raises PositionError unless the text is exactly one token."""
-    if isinstance(token, int):
-        return token
-    if tokenizer is None:
-        raise InputError(f"Token({token!r}) needs a tokenizer: wrap the model with tokenizer=..., or give the id.")
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) == 1:
-        return int(ids[0])
-    raise PositionError(f"{token!r} is {len(ids)} tokens ({ids}), expected one: use Span({token!r}) or give an id.")
-
-
-def span_tokens(span: Span, ids: Int[Tensor, " T"], tokenizer: Any) -> list[int]:
-    """Numbers of the tokens that overlap a text span of one row. Raises PositionError when the text is absent."""
-    if tokenizer is None:
-        raise InputError(f"the span {span.text!r} needs a tokenizer: wrap the model with tokenizer=..., or use ints.")
-    ends, text = char_ends(ids.tolist(), tokenizer)
-    starts = [at for at in range(len(text)) if text.startswith(span.text, at)]
-    if span.which != "all":
-        try:
-            starts = [starts[int(span.which)]]
-        except IndexError:
-            starts = []
-    if not starts or not span.text:
-        raise PositionError(f"the text {span.text!r} (occurrence {span.which}) is not in the prompt {text[:80]!r}.")
-    chosen = []
-    for at in starts:
-        stop = at + len(span.text)
-        chosen += [t for t in range(len(ends)) if ends[t] > at and (ends[t - 1] if t else 0) < stop]
-    return sorted(set(chosen))
-
-
-def char_ends(ids: list[int], tokenizer: Any) -> tuple[list[int], str]:
-    """Where each token ends in the decoded text: found by decoding growing prefixes, so any tokenizer works."""
-    decode: Callable[..., str] = tokenizer.decode
-    ends = [len(decode(ids[: t + 1], clean_up_tokenization_spaces=False)) for t in range(len(ids))]
-    return ends, decode(ids, clean_up_tokenization_spaces=False)

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interneuron.core.errors import AxisError, PositionError, ShapeError
-from interneuron.model.positions import Stream
+from interneuron.model.positions import Stream, plain_stream
 from interneuron.model.selection import Selection
 from interneuron.model.sites import POSITION_AXES, check_axes, guess_axes
 
@@ -36,7 +36,7 @@ class Region:
             if axis in POSITION_AXES:
                 phase = self.selection.phase if axis != "key" else "all"
                 phase_used |= axis != "key"
-                part = self.stream.select(choice, phase, self.x.shape[i], self.x.device, whole=axis == "key")
+                part = self._stream(axis).select(choice, phase, self.x.shape[i], self.x.device, whole=axis == "key")
                 part = part if isinstance(part, bool) else self._spread(part, i)
             elif choice is None:
                 continue
@@ -49,6 +49,12 @@ class Region:
         if not phase_used:
             raise AxisError(f"{self.name} has no position axis, so phase={self.selection.phase!r} means nothing there.")
         return total
+
+    def _stream(self, axis: str) -> Stream:
+        """The stream that numbers an axis; the keys of cross-attention are plain columns of the other sequence."""
+        if axis == "key" and ".xattn." in f".{self.name}":
+            return plain_stream(self.x.shape[self.axes.index(axis)], self.stream.batch)
+        return self.stream
 
     def real(self) -> Bool[Tensor, "..."] | None:
         """A mask that broadcasts against x, false at padding; None when no axis counts positions."""
@@ -90,8 +96,7 @@ class Region:
                 phase = self.selection.phase if axis != "key" else "all"
                 if choice is None and phase == "all":
                     continue
-                columns = x.shape[i]
-                mask = self.stream.select(choice, phase, columns, x.device, whole=axis == "key")
+                mask = self._stream(axis).select(choice, phase, x.shape[i], x.device, whole=axis == "key")
                 if mask is False:
                     return None
                 if mask is not True:
@@ -126,7 +131,9 @@ class Region:
     def align(self, x: Tensor, value: Tensor) -> Tensor:
         """A value given for the whole site or for the selected part, laid out so that it broadcasts against x.
 
-        Raises ShapeError when it fits neither.
+        Axes are matched from the last one backwards, as in NumPy, after the axes that an int dropped are put back.
+        Raises ShapeError when the value fits neither, or when it would fit both as one entry a row and as one entry
+        along another axis.
         """
         value = value.to(x.device)
         if value.ndim == 1 and value.shape[0] not in (1, x.shape[-1]):
@@ -136,6 +143,7 @@ class Region:
             )
         if value.ndim <= 1:
             return value
+        self._refuse_two_readings(value)
         for shaped in self._layouts(value):
             laid: Tensor | None = shaped
             for i in range(x.ndim):
@@ -147,6 +155,22 @@ class Region:
             f"part selected by ({self.selection.describe() or 'everything'}). During generation a value for the "
             "prompt needs .at(phase='prompt')."
         )
+
+    def _refuse_two_readings(self, value: Tensor) -> None:
+        """A value without all axes whose first axis is as long as the batch and as the axis it would be laid along."""
+        missing, n, size = self.x.ndim - value.ndim, value.shape[0], self.x.shape[0]
+        if missing <= 0 or n == 1 or isinstance(self.selection.get(self.axes[0]), int):
+            return  # no axis is missing, or the missing one is the row that was selected
+        drops = [i for i, axis in enumerate(self.axes) if isinstance(self.selection.get(axis), int)]
+        if len(drops) == missing:
+            return  # the missing axes are those that the selection dropped
+        if self.x.shape[missing] == n and n in (size, size // self._rows_per_prompt(size)):
+            axis = self.axes[missing]
+            raise ShapeError(
+                f"{self.name}: a value of shape {tuple(value.shape)} fits the site {tuple(self.x.shape)} in two ways, "
+                f"as one entry per row or one per {axis}: give it all axes, value[None] for one per {axis} or "
+                "value[:, None] for one per row."
+            )
 
     def _layouts(self, value: Tensor) -> Iterator[Tensor]:
         """The value with as many axes as the site: first as the selected part, whose ints dropped their axes."""
@@ -180,7 +204,7 @@ class Region:
         return value if n == size else None
 
     def _along_positions(self, i: int, value: Tensor, choice: Any) -> Tensor | None:
-        stream, n, size, whole = self.stream, value.shape[i], self.x.shape[i], self.axes[i] == "key"
+        stream, n, size, whole = self._stream(self.axes[i]), value.shape[i], self.x.shape[i], self.axes[i] == "key"
         past, prompt = 0 if whole else stream.past, stream.prompt_columns
         own = size == stream.length + (stream.past if whole else 0)
         partial = own and (stream.past > 0 or stream.length != prompt)  # this pass holds a part of the sequence

@@ -55,7 +55,6 @@ AXES: dict[str, tuple[str, ...]] = {
     "ssm.y": ("batch", "pos", "d_inner"),
     "ssm.hidden": ("batch", "pos", "d_inner"),
     "ssm.dt": ("batch", "pos", "d_dt"),
-    "ssm.state": ("batch", "d_inner", "d_state"),
     "ssm.out": ("batch", "pos", "d_model"),
     "ssm.contribution": ("batch", "pos", "d_model"),
     "conv": ("batch", "channel", "height", "width"),

@@ -32,6 +32,12 @@ def sweep(
     from interneuron.core.progress import track
 
     args, named = model.prepare(inputs)
+    cached = next((n for n in ("past_key_values", "cache_params") if named.get(n) is not None), None)
+    if cached is not None:
+        raise InputError(
+            f"sweep() was given {cached}: a cache grows with every pass and cannot be repeated for each edit. Pass the "
+            "whole sequence without a cache."
+        )
     rows = next((v.shape[0] for v in (*args, *named.values()) if isinstance(v, Tensor) and v.ndim), None)
     if rows is None:
         raise InputError("sweep() found no batch in the inputs: pass text, tokens or a dict of tensors.")
