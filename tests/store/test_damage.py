@@ -209,7 +209,7 @@ def test_control_without_checksums_damage_is_served(made: Path) -> None:
 
 
 def test_a_later_format_is_refused_with_advice(made: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interneuron.store.writer.FORMAT", 2)
+    monkeypatch.setattr("interneuron.store.entry.FORMAT", 2)
     shutil.rmtree(made)
     with pytest.raises(StoreError, match="Update interneuron"):
         capture(str(made), System(False))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from store_disks import Counted, Faulty
 from store_workloads import BATCH, BATCHES, COLUMNS, LATER, PART_BYTES, capture, rows, wrong_rows
 
 from interneuron.core.errors import StoreError
-from interneuron.store import Store, StoreWriter
+from interneuron.store import Column, Store, StoreWriter
 from interneuron.store.layout import PAGE
 from interneuron.store.system import System
 
@@ -123,11 +127,84 @@ def test_falls_back_where_direct_writes_are_refused(tmp_path: Path, monkeypatch:
     assert tree(str(tmp_path / "a")) == tree(str(tmp_path / "b"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
-def test_a_read_only_folder_is_refused_with_advice(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="write access"):
-        capture(str(tmp_path / "s"), System())
+AS_NOBODY = """
+import os, sys
+from interneuron.core.errors import StoreError
+from interneuron.store import Store
+from interneuron.store.system import System
+from store_workloads import capture, wrong_rows
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for name in sys.argv[1:]:
+    try:
+        capture(name, System())
+        print("written", wrong_rows(Store.open(name)))
+    except StoreError as refusal:
+        print(refusal)
+"""
+
+
+def test_a_read_only_folder_is_refused_with_advice() -> None:
+    """By a user who is not root, because root may write everywhere; the open folder beside it is the control."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        for name, mode in (("shut", 0o555), ("open", 0o777)):
+            (place / name).mkdir()
+            (place / name).chmod(mode)
+        tests = Path(__file__).resolve().parent.parent
+        path = f"{tests.parent / 'src'}{os.pathsep}{tests / 'support'}"
+        run = [sys.executable, "-c", AS_NOBODY, str(place / "shut" / "s"), str(place / "open" / "s")]
+        done = subprocess.run(run, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        refused, written = done.stdout.splitlines()
+        assert "Give yourself write access" in refused
+        assert written == "written 0"
+
+
+WIDE = (Column("wide", "float32", (4096,)), Column("slim", "float32", (2048,)))
+LARGE = {"block_bytes": 0, "part_bytes": 1 << 20}  # shards of several buffers, the last part smaller than the others
+
+
+def test_space_is_set_aside_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files end with the same bytes and length, and no more blocks, with and without preallocation."""
+    sizes: list[int] = []
+
+    class Noting(System):
+        def allocate(self, handle: int, size: int) -> None:
+            super().allocate(handle, size)
+            sizes.append(size)
+
+    for direct in (True, False):
+        capture(str(tmp_path / f"with {direct}"), Noting(direct), WIDE, n=11, **LARGE)
+    assert len(sizes) >= 8
+    monkeypatch.setattr("interneuron.store.system._fallocate", lambda: None)
+    capture(str(tmp_path / "without"), System(), WIDE, n=11, **LARGE)
+    for name in ("with True", "with False"):
+        assert tree(str(tmp_path / name)) == tree(str(tmp_path / "without"))
+        assert all(p.stat().st_blocks * 512 <= p.stat().st_size + PAGE for p in (tmp_path / name / "data").iterdir())
+    assert wrong_rows(Store.open(tmp_path / "with True")) == 0
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_call_of_a_capture_of_large_shards_fails_once(error: int | str, ram_path: Path) -> None:
+    """As above, with shards of several buffers, whose space is set aside and cut to length."""
+    counted = Counted(direct=False)
+    capture(str(ram_path / "reference"), counted, WIDE, n=11, **LARGE)
+    expected = tree(str(ram_path / "reference"))
+    cuts = [i for i, c in enumerate(counted.calls) if c == "truncate shard"]
+    assert cuts
+    for at in (*range(0, len(counted.calls), 5), *cuts):
+        path, disk = ram_path / f"s{at}", Faulty(at, error)
+        with suppress(StoreError):
+            capture(str(path), disk, WIDE, n=11, **LARGE)
+        if at in cuts and error in (errno.EIO, errno.ENOSPC):
+            assert not Store.open(path).is_complete
+        if (path / "manifest.log").exists():
+            assert wrong_rows(Store.open(path)) == 0
+            assert not leftovers(path)
+        capture(str(path), System(False), WIDE, n=11, **LARGE)
+        assert tree(str(path)) == expected
 
 
 def test_a_store_on_a_read_only_disk_can_be_read(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ class Inode:
         self.now[offset : offset + len(data)] = data
         self.pending.append((offset, data))
 
-    def truncate(self) -> None:
-        self.now.clear()
-        self.pending.append((0, None))
+    def truncate(self, size: int = 0) -> None:
+        del self.now[size:]
+        self.pending.append((size, None))
 
     def sync(self) -> None:
         self.durable, self.pending = bytes(self.now), []
@@ -48,7 +48,7 @@ class Inode:
             fate = rng.random()
             if data is None:
                 if fate < keep:
-                    content.clear()
+                    del content[offset:]
                 continue
             if fate < keep * 0.7:
                 _put(content, offset, data)
@@ -159,6 +159,16 @@ class SimDisk(System):
         inode = self.handles[handle]
         inode.write(len(inode.now), bytes(data))
         return len(data)
+
+    def allocate(self, handle: int, size: int) -> None:
+        self._tick("allocate")
+        inode = self.handles[handle]
+        if size > len(inode.now):
+            inode.write(len(inode.now), bytes(size - len(inode.now)))
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._tick("truncate")
+        self.handles[handle].truncate(size)
 
     def fsync(self, handle: int) -> None:
         self._tick("fsync")
@@ -274,6 +284,7 @@ class Counted(System):
         "append",
         "pwrite",
         "write",
+        "truncate",
         "fsync",
         "close",
         "rename",

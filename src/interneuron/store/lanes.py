@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from interneuron.store.layout import CRC_BLOCK, PAGE, Column, Header, crc_table, padded, root_hash
+from interneuron.store.checksums import CRC_BLOCK, crc_table
+from interneuron.store.layout import PAGE, Column, Header, padded, root_hash
 from interneuron.store.system import System, page_buffer, pwrite_all, retry
 
 P = ParamSpec("P")
@@ -31,25 +32,28 @@ class Inline(Executor):
 
 @dataclass
 class OpenShard:
-    """A shard being written under its temporary name."""
+    """A shard being written under its temporary name; `writes` are those that may still be under way."""
 
     path: str
     handle: int
     column: Column
-    tables: list[Future[np.ndarray]] = field(default_factory=list)
+    table: bytearray = field(default_factory=bytearray)
     writes: list[Future[None]] = field(default_factory=list)
+    allocated: int = 0
 
     def finish(self, system: System, header: Header) -> str:
         """Wait for the rows, write table and header, make the file durable, close it; return its root hash."""
         for write in self.writes:
             write.result()
-        table = np.concatenate([t.result() for t in self.tables]).tobytes()
+        table = bytes(self.table)
         page = page_buffer(PAGE)
         page[:] = header.pack()
         end = page_buffer(padded(len(table)))
         end[: len(table)] = table
         pwrite_all(system, self.handle, end, header.table_offset)
         pwrite_all(system, self.handle, page, 0)
+        if self.allocated > header.file_bytes:
+            retry(lambda: system.truncate(self.handle, header.file_bytes))
         retry(lambda: system.fsync(self.handle))
         self.close(system)
         return root_hash(bytes(page), table)
@@ -65,14 +69,17 @@ class Lane:
     """Rows of one column in memory and the shard they go to.
 
     `reserve` hands out the place where the next rows belong, so that a capture can write them there directly; `advance`
-    says that they are in. A full buffer is checksummed and written by the pool while the other one fills.
+    says that they are in. A full buffer is checksummed while the processor's cache still has it, and written by the
+    pool while the other one fills.
     """
 
     def __init__(self, system: System, column: Column, pool: Executor, buffer_bytes: int) -> None:
         self.system, self.column, self.pool = system, column, pool
         size = max(padded(buffer_bytes), 2 * CRC_BLOCK)
         self._buffers = [page_buffer(size), page_buffer(size)]
-        self._busy: list[list[Future[Any]]] = [[], []]
+        self._busy: list[Future[None] | None] = [None, None]
+        self._dtype, self._row_bytes = column.numpy, column.row_bytes
+        self._expected = 0
         self._now = 0
         self._fill = 0
         self._flushed = 0
@@ -83,23 +90,24 @@ class Lane:
         """Bytes of both buffers."""
         return sum(len(b) for b in self._buffers)
 
-    def start(self, path: str) -> None:
-        """Open a new shard at `path`."""
+    def start(self, path: str, rows: int) -> None:
+        """Open a new shard at `path`, for about `rows` rows."""
+        self._expected = PAGE + padded(rows * self._row_bytes)
         self._shard = OpenShard(path, self.system.create(path), self.column)
         self._fill = self._flushed = 0
         self._free(self._now)
 
     def reserve(self, rows: int) -> np.ndarray:
         """The place of the next `rows` rows: a writable array of the column's row dtype."""
-        need = rows * self.column.row_bytes
+        need = rows * self._row_bytes
         if self._fill + need > len(self._buffers[self._now]):
             self._turn(need)
         view = self._buffers[self._now][self._fill : self._fill + need]
-        return np.frombuffer(view, self.column.numpy, rows)
+        return np.frombuffer(view, self._dtype, rows)
 
     def advance(self, rows: int) -> None:
         """The reserved rows are written."""
-        self._fill += rows * self.column.row_bytes
+        self._fill += rows * self._row_bytes
 
     def finish(self) -> OpenShard:
         """Send off the last rows and hand the shard over; the lane may then start another."""
@@ -114,8 +122,8 @@ class Lane:
 
     def abandon(self) -> OpenShard | None:
         """Give up the open shard: wait until nothing writes to it and close it."""
-        for futures in self._busy:
-            for future in futures:
+        for future in self._busy:
+            if future is not None:
                 future.exception()
         shard, self._shard = self._shard, None
         if shard is not None:
@@ -123,14 +131,17 @@ class Lane:
         return shard
 
     def _free(self, which: int) -> None:
-        futures, self._busy[which] = self._busy[which], []
-        for future in futures:
+        future, self._busy[which] = self._busy[which], None
+        if future is not None:
             future.result()
 
     def _turn(self, need: int) -> None:
         """Flush whole checksum blocks, carry the rest to the other buffer and go on there."""
         whole = self._fill // CRC_BLOCK * CRC_BLOCK
         rest, old, other = self._fill - whole, self._buffers[self._now], 1 - self._now
+        if not self._flushed and self._shard is not None:  # more is to come than one buffer
+            self._shard.allocated = self._expected
+            self.system.allocate(self._shard.handle, self._expected)
         self._flush(whole)
         self._free(other)
         if rest + need > len(self._buffers[other]):
@@ -143,9 +154,9 @@ class Lane:
             return
         shard, data = self._shard, self._buffers[self._now][:n]
         assert shard is not None
-        table = self.pool.submit(crc_table, data)
+        shard.table += crc_table(data).tobytes()
         write = self.pool.submit(pwrite_all, self.system, shard.handle, data, PAGE + self._flushed)
-        shard.tables.append(table)
-        shard.writes.append(write)
-        self._busy[self._now] = [table, write]
+        # Finished ones are let go: small objects that outlive a batch would tear the memory between its tensors.
+        shard.writes = [w for w in shard.writes if w is self._busy[1 - self._now]] + [write]
+        self._busy[self._now] = write
         self._flushed += n

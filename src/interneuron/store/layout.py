@@ -28,17 +28,16 @@ import json
 import math
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from interneuron.core.errors import CorruptStore, StoreError
+from interneuron.store.checksums import CRC_BLOCK
 
 FORMAT = 1
 PAGE = 4096
-CRC_BLOCK = 1 << 16
 MAGIC = b"INNSHRD1"
 KEYS = "keys"  # name of the row table; never a site
 SCALARS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int32": "<i4", "int64": "<i8"}
@@ -200,11 +199,6 @@ class Header:
             raise CorruptStore(
                 f"{name}: the first page is no shard header ({error}). Restore the file from a copy or record it again."
             ) from error
-
-
-def crc_table(data: memoryview) -> np.ndarray:
-    """CRC-32 of each 64 KiB block of `data`."""
-    return np.array([zlib.crc32(data[i : i + CRC_BLOCK]) for i in range(0, len(data), CRC_BLOCK)], "<u4")
 
 
 def root_hash(header_page: bytes, table: bytes) -> str:

@@ -6,14 +6,14 @@ Writing happens on a local disk; copy the finished folder up with any tool.
 
 from __future__ import annotations
 
-import zlib
 from collections import OrderedDict
 
 import numpy as np
 
 from interneuron.core.errors import CorruptStore, StoreError, need
+from interneuron.store.checksums import CRC_BLOCK, crc32
 from interneuron.store.journal import DATA
-from interneuron.store.layout import CRC_BLOCK, PAGE, Header
+from interneuron.store.layout import PAGE, Header
 from interneuron.store.manifest import Manifest, Part
 from interneuron.store.shards import check_root, damaged
 from interneuron.store.system import System
@@ -108,7 +108,7 @@ class RemoteShard:
 
     def accept(self, block: int, data: bytes) -> None:
         """Check a block that came in."""
-        if self._check and zlib.crc32(data) != self._table[block]:
+        if self._check and crc32(data) != self._table[block]:
             raise damaged(
                 self.path, f"block {block} (bytes from {PAGE + block * CRC_BLOCK}) does not match its checksum"
             )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from interneuron.core.errors import CorruptStore
+from interneuron.store.checksums import CRC_BLOCK, crc32
 from interneuron.store.journal import DATA
-from interneuron.store.layout import CRC_BLOCK, PAGE, Column, Header, root_hash
+from interneuron.store.layout import PAGE, Column, Header, root_hash
 from interneuron.store.manifest import Manifest, Part
-from interneuron.store.system import System
+from interneuron.store.system import System, map_pages
 
-_PARALLEL = 128  # blocks (8 MiB) from which checking is split over two threads
+_WINDOW = 1 << 20  # bytes that are mapped, checked and copied at a time, so that the cache still has them
 
 
 class ShardFile:
@@ -45,10 +44,15 @@ class ShardFile:
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Copy rows `start:stop` as bytes into `out` [n, row_bytes]."""
-        if not self._all:
-            width = self.column.row_bytes
-            self._check(range(start * width // CRC_BLOCK, -(-stop * width // CRC_BLOCK)))
-        out[:] = self.raw[start:stop]
+        if self._all:
+            out[:] = self.raw[start:stop]
+            return
+        width = self.column.row_bytes
+        step = max(1, _WINDOW // width)
+        for a in range(start, stop, step):
+            b = min(stop, a + step)
+            self._check(range(a * width // CRC_BLOCK, -(-b * width // CRC_BLOCK)))
+            out[a - start : b - start] = self.raw[a:b]
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy single rows (indices inside the shard) as bytes into `out` [n, row_bytes]."""
@@ -64,29 +68,22 @@ class ShardFile:
         """Check every block again, whatever was checked before; `CorruptStore` when one is damaged."""
         self._seen[:] = False
         self._all = False
-        self._check(range(len(self._table)))
+        step = _WINDOW // CRC_BLOCK
+        for b in range(0, len(self._table), step):
+            self._check(range(b, min(b + step, len(self._table))))
 
     def _check(self, blocks: Any) -> None:
-        seen, n = self._seen, len(blocks)
-        if n > _PARALLEL:
-            half = n // 2
-            with ThreadPoolExecutor(1, "store-check") as pool:
-                other = pool.submit(self._check_some, blocks[half:])
-                self._check_some(blocks[:half])
-                other.result()
-        else:
-            self._check_some(blocks)
-        self._all = bool(seen.all())
-
-    def _check_some(self, blocks: Any) -> None:
         data, table, seen = self._data, self._table, self._seen
+        if isinstance(blocks, range):
+            map_pages(self._buffer, PAGE + blocks.start * CRC_BLOCK, PAGE + blocks.stop * CRC_BLOCK)
         for b in blocks:
             if not seen[b]:
-                if zlib.crc32(data[b * CRC_BLOCK : (b + 1) * CRC_BLOCK]) != table[b]:
+                if crc32(data[b * CRC_BLOCK : (b + 1) * CRC_BLOCK]) != table[b]:
                     raise damaged(
                         self.path, f"block {b} (bytes from {PAGE + b * CRC_BLOCK}) does not match its checksum"
                     )
                 seen[b] = True
+        self._all = self._all or bool(seen.all())
 
 
 def check_root(page: bytes, table: bytes, root: str, expected: Header, path: str) -> None:

@@ -7,6 +7,7 @@ of length. The order of batches depends on the data alone, so a capture can be t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,8 +43,13 @@ class Batch:
     @property
     def values(self) -> Tensor:
         """Token ids [B, T] (int64) or images [B, C, H, W]."""
-        stacked = torch.from_numpy(np.stack([p.values for p in self.pieces]))
+        stacked = torch.from_numpy(self.stacked)
         return stacked.long() if self.is_tokens else stacked
+
+    @functools.cached_property
+    def stacked(self) -> np.ndarray:
+        """The values of all pieces, [B, *shape of one]."""
+        return np.stack([p.values for p in self.pieces])
 
     @property
     def is_tokens(self) -> bool:
@@ -58,8 +64,7 @@ class Batch:
     def digest(self) -> bytes:
         """SHA-256 of what the batch is: documents, positions and values."""
         digest = hashlib.sha256(repr([(p.doc, p.start, p.values.shape) for p in self.pieces]).encode())
-        for piece in self.pieces:
-            digest.update(np.ascontiguousarray(piece.values).data.cast("B"))
+        digest.update(self.stacked.data.cast("B"))
         return digest.digest()
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from interneuron.core.errors import FingerprintMismatch, StoreError
-from interneuron.store.identity import differences, store_id
+from interneuron.store.entry import create, join, missing
 from interneuron.store.journal import DATA, Journal
 from interneuron.store.lanes import Inline, Lane, OpenShard
-from interneuron.store.layout import FORMAT, KEY_COLUMN, Column, Header, check_writer
-from interneuron.store.manifest import Manifest, Part, fill_record, part_record
+from interneuron.store.layout import KEY_COLUMN, Column, Header, check_writer
+from interneuron.store.manifest import Part, fill_record, part_record
 from interneuron.store.rows import encode_rows
 from interneuron.store.system import System, taught
 
@@ -48,7 +48,8 @@ class StoreWriter:
         resume: Allow an existing store; without it one is refused.
         writer: Name of one of several concurrent writers; None means to be the only one.
         part_bytes: A part is committed at the first batch border at which its rows (all columns) reach this size.
-        block_bytes: Memory for rows on their way to disk, over all columns together.
+        block_bytes: Memory for rows on their way to disk, over all columns together: seven eighths for two buffers a
+            column, which grow if a single batch needs more, and the rest for what goes with them.
         threads: 2 overlaps checksums and writes with the caller's work; 0 does all in the caller's thread.
         on_commit: Called with the number of rows after each acknowledged part.
 
@@ -80,10 +81,11 @@ class StoreWriter:
         self._open_store(list(columns), dict(identity or {}), resume, part_bytes)
         m = self._journal.manifest
         self.columns = [m.columns[m.numbers[c.name]] for c in columns]
-        self.filling = len(columns) < len(m.numbers) or bool(self._missing())
+        self.filling = len(columns) < len(m.numbers) or bool(missing(m, self.columns, self.writer))
         lanes = ([] if self.filling else [KEY_COLUMN]) + self.columns
         self._start_threads(threads)
-        size = min(8 << 20, max(block_bytes // (2 * len(lanes)), 1 << 18))
+        # An eighth is for what goes with the buffers: threads, checksums, the row tables being made.
+        size = min(8 << 20, max(block_bytes // 8 * 7 // (2 * len(lanes)), 1 << 18))
         self._numbers = [0 if c is KEY_COLUMN else m.numbers[c.name] for c in lanes]
         self._lanes = [Lane(self.system, c, self._pool, size) for c in lanes]
         self._begin_session()
@@ -100,9 +102,9 @@ class StoreWriter:
             commit = self.system.lock(os.path.join(self.path, "commit.lock"), wait=60) if self.shared else None
             try:
                 if not self.system.exists(journal.path):
-                    self._create(columns, identity, part_bytes)
+                    create(self._journal, columns, identity, part_bytes)
                 else:
-                    self._join(columns, identity, resume)
+                    join(self._journal, columns, identity, resume or self.shared, self.writer)
                 journal.sweep(f"{self.writer}-" if self.shared else "")
             finally:
                 if commit is not None:
@@ -121,64 +123,6 @@ class StoreWriter:
             own = os.path.join(self.path, f"{self.writer}.lock")
             self._locks.callback(self.system.lock(own, role=f"writing as {self.writer!r}").release)
 
-    def _create(self, columns: list[Column], identity: dict[str, Any], part_bytes: int) -> None:
-        if not columns:
-            raise StoreError(f"{self.path}: no column to write. Name at least one site.")
-        width = KEY_COLUMN.row_bytes + sum(c.row_bytes for c in columns)
-        identity = {**identity, "rows_per_part": max(1, part_bytes // width)}
-        first = {"kind": "create", "format": FORMAT, "id": store_id(identity, columns), "identity": identity}
-        self._journal.create([first, *({"kind": "column", **c.as_json()} for c in columns)])
-
-    def _join(self, columns: list[Column], identity: dict[str, Any], resume: bool) -> None:
-        if not (resume or self.shared):
-            raise StoreError(
-                f"{self.path}: a store is there already; expected an empty place. Pass resume=True to go on with "
-                "it, or "
-                f"choose another folder."
-            )
-        self._journal.open()
-        m = self._journal.manifest
-        have = {k: v for k, v in m.identity.items() if k != "rows_per_part"}
-        differ = differences(have, identity) + [
-            f"column {c.name}: {m.columns[m.numbers[c.name]].as_json()} against {c.as_json()}"
-            for c in columns
-            if c.name in m.numbers and m.columns[m.numbers[c.name]] != c
-        ]
-        if differ:
-            raise FingerprintMismatch(
-                f"{self.path}: the store holds something else than asked for: {'; '.join(differ)}. Give the same "
-                "model, "
-                f"data and options, or choose another folder."
-            )
-        new = [c for c in columns if c.name not in m.numbers]
-        if new:
-            self._add_columns(m, columns, new)
-        half = [i for i in self._missing(m, columns) if {m.numbers[c.name] for c in columns} & m.parts[i].roots.keys()]
-        if half:
-            raise StoreError(
-                f"{self.path}: some of {', '.join(c.name for c in columns)} have rows that others lack; expected "
-                "sites that "
-                f"were added together. Name only those whose capture has not finished."
-            )
-
-    def _add_columns(self, m: Manifest, columns: list[Column], new: list[Column]) -> None:
-        if len(new) != len(columns):
-            raise StoreError(
-                f"{self.path}: {', '.join(c.name for c in new)} would be added beside sites that the store has; "
-                "expected "
-                f"only new sites. Name only what is missing."
-            )
-        if not m.parts or set(m.sealed) != {part.writer for part in m.parts}:
-            raise StoreError(f"{self.path}: the first capture has not finished. Resume it before adding sites.")
-        for column in new:
-            self._journal.append({"kind": "column", **column.as_json()})
-
-    def _missing(self, m: Manifest | None = None, columns: list[Column] | None = None) -> list[int]:
-        """This writer's parts that lack (some of) the columns being written, which were added after the rows."""
-        m, columns = m or self._journal.manifest, columns or self.columns
-        numbers = {m.numbers[c.name] for c in columns}
-        return [i for i, p in enumerate(m.parts) if p.writer == self.writer and not numbers <= p.roots.keys()]
-
     def _start_threads(self, threads: int) -> None:
         self._pool: Executor = ThreadPoolExecutor(threads, "store-write") if threads else Inline()
         self._committer: Executor = ThreadPoolExecutor(1, "store-commit") if threads else Inline()
@@ -188,7 +132,7 @@ class StoreWriter:
 
     def _begin_session(self) -> None:
         m = self._journal.manifest
-        self._todo = self._missing() if self.filling else []
+        self._todo = missing(m, self.columns, self.writer) if self.filling else []
         done = [p for i, p in enumerate(m.parts) if p.writer == self.writer and i not in self._todo]
         self._stored = [(p.cursor, p.data) for p in done]
         self._cursor, self._hash = 0, ""
@@ -203,7 +147,7 @@ class StoreWriter:
     def complete(self) -> bool:
         """Is there nothing left to write: rows sealed and every column filled?"""
         m = self._journal.manifest
-        return not self._missing() and self.writer in m.sealed and bool(m.of_writer(self.writer))
+        return not missing(m, self.columns, self.writer) and self.writer in m.sealed and bool(m.of_writer(self.writer))
 
     @property
     def memory(self) -> int:
@@ -293,25 +237,26 @@ class StoreWriter:
             )
         return self._rows == expected
 
-    def _target(self) -> tuple[str, int]:
+    def _target(self) -> tuple[str, int, int]:
+        """Writer and number of the part being written, and the rows it will have, more or less."""
         if not self.filling:
-            return self.writer, self._part_number
+            return self.writer, self._part_number, self.rows_per_part
         if not self._todo:
             raise FingerprintMismatch(
                 f"{self.path}: more rows than were recorded. Give the same data as at the first capture."
             )
         part = self._journal.manifest.parts[self._todo[0]]
-        return part.writer, part.number
+        return part.writer, part.number, part.rows
 
     def _start_part(self) -> None:
-        writer, number = self._target()
+        writer, number, rows = self._target()
         stub = Part(writer, number, 0, 0, {}, [], 0, "")
         for lane, column in zip(self._lanes, self._numbers, strict=True):
-            lane.start(os.path.join(self.path, DATA, stub.file(column) + ".tmp"))
+            lane.start(os.path.join(self.path, DATA, stub.file(column) + ".tmp"), rows)
         self._started = True
 
     def _end_part(self) -> None:
-        writer, number = self._target()
+        writer, number, _ = self._target()
         self._wait()
         shards = {n: lane.finish() for n, lane in zip(self._numbers, self._lanes, strict=True)}
         part = Part(writer, number, self._rows, 0, {}, self._batches, self._cursor, self._hash)
