@@ -1,15 +1,20 @@
 #!/bin/sh
 # An environment of its own for one foreign package: install.sh NAME FOLDER
+# PYTHON names the interpreter; TORCH_INDEX an index with other torch wheels, such as
+# https://download.pytorch.org/whl/cpu where the default index would bring CUDA along.
 set -eu
-case "$1" in
+case "${1:-}" in
     saelens) package="sae-lens==6.54.12" ;;
     sparsify) package="eai-sparsify==1.3.3" ;;
     dictionary_learning) package="dictionary-learning==0.1.0" ;;
-    gguf) package="gguf==0.19.0 safetensors torch" ;;
+    gguf) package="gguf==0.19.0 safetensors" ;;
     lm_eval) package="lm-eval[hf]==0.4.13" ;;
-    *) echo "unknown: $1, expected saelens, sparsify, dictionary_learning, gguf or lm_eval" >&2; exit 2 ;;
+    *) echo "usage: install.sh saelens|sparsify|dictionary_learning|gguf|lm_eval FOLDER" >&2; exit 2 ;;
 esac
-python -m venv "$2/$1"
-"$2/$1/bin/pip" install --quiet torch --index-url https://download.pytorch.org/whl/cpu
+torch=$(grep '^torch==' "$(dirname "$0")/../../constraints.txt")
+"${PYTHON:-python3}" -m venv "$2/$1"
+"$2/$1/bin/pip" install --quiet --no-compile ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
 # shellcheck disable=SC2086
-"$2/$1/bin/pip" install --quiet $package
+"$2/$1/bin/pip" install --quiet --no-compile "$torch" $package
+"$2/$1/bin/pip" list --format=freeze | grep -iE "^(torch|${package%%[=[]*})==" | tr '\n' ' '
+echo "in $2/$1"

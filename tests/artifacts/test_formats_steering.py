@@ -192,6 +192,48 @@ def test_vllm_lens_positions_and_what_it_cannot_say(model):
         vllm_lens.to_extra_args(inn.Scale(SITES[0], 2.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_vllm_lens_packs_tensors_as_its_own_types_do(dtype, tmp_path):
+    """What `SteeringVector.model_validate` takes: base64 of the bytes; bfloat16 travels as int16."""
+    v = vectors()[0].to(dtype)
+    path = formats.write(inn.Add(SITES[1], v, alpha=2.0), tmp_path / "v.json", "vllm_lens")
+    entry = json.loads(path.read_text())[vllm_lens.KEY][0]
+    packed = entry["activations"]
+    assert packed["original_dtype"] == str(dtype)
+    assert packed["dtype"] == ("int16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
+    assert packed["shape"] == [1, D]
+    assert torch.equal(formats.read(path).value[0].vector, v)
+    as_text = {vllm_lens.KEY: json.dumps([entry])}  # the form of vllm_xargs
+    assert torch.equal(vllm_lens.from_extra_args(as_text)[0].vector, v)
+
+
+def test_vllm_lens_packed_tensors_are_judged_before_they_are_unpacked():
+    good = vllm_lens.pack(vectors(1))
+    for wrong, error in [
+        ({"data": "?"}, ArtifactError), ({"data": good["data"][:-8]}, ArtifactError), ({"data": 3}, ArtifactError),
+        ({"dtype": "object"}, ArtifactError), ({"shape": [1, -32]}, ArtifactError), ({"shape": "x"}, ArtifactError),
+        ({"shape": [1 << 20, 1 << 20]}, UnsafeFile), ({"compression": "lzma"}, ArtifactError),
+        ({"original_dtype": "torch.int64"}, ArtifactError), ({"shape": [2, 32]}, ArtifactError),
+    ]:  # fmt: skip
+        with pytest.raises(error):
+            vllm_lens.unpack({**good, **wrong}, "f")
+
+
+def test_vllm_lens_compressed_tensors_unpack_to_their_shape_and_no_further():
+    import base64
+
+    zstandard = pytest.importorskip("zstandard")
+    v = vectors(1)
+    good = {**vllm_lens.pack(v), "compression": "zstd"}
+    raw = base64.b64decode(good["data"])
+    good["data"] = base64.b64encode(zstandard.ZstdCompressor().compress(raw)).decode()
+    assert torch.equal(vllm_lens.unpack(good, "f"), v)
+    bomb = base64.b64encode(zstandard.ZstdCompressor().compress(bytes(50_000_000))).decode()
+    for data in (bomb, base64.b64encode(raw).decode()):
+        with pytest.raises(ArtifactError):
+            vllm_lens.unpack({**good, "data": data}, "f")
+
+
 def test_lm_eval_clamps_relative_to_a_bias(model, tmp_path):
     v, bias = vectors(2)
     torch.save(
@@ -249,7 +291,11 @@ def test_easysteer_specs_name_files_layers_and_phases(tmp_path):
     path = formats.write(edits, tmp_path / "spec.json", "easysteer")
     spec = json.loads(path.read_text())
     assert [v["layers"] for v in spec["vectors"]] == [[3, 4], [5], [6]]
-    assert spec["vectors"][2]["apply"] == {"phases": ["generation"], "generation_window": [0, 8]}
+    assert [v["apply"] for v in spec["vectors"]] == [
+        {"prompt": "all", "generation": "all"},
+        {"prompt_positions": [-1]},
+        {"generation_window": [0, 8]},
+    ]
     found = formats.read(path).value
     assert [(e.site, e.alpha, e.selection.describe()) for e in found] == [
         (e.site, e.alpha, e.selection.describe()) for e in edits
@@ -260,10 +306,10 @@ def test_easysteer_specs_name_files_layers_and_phases(tmp_path):
         ({"source": "../v.gguf"}, UnsafeFile), ({"source": "/etc/passwd"}, UnsafeFile), ({"algorithm": "erase"},
         ArtifactError),
         ({"normalize": True}, ArtifactError), ({"layers": [9]}, ArtifactError), ({"target_layers": [3]}, ArtifactError),
-        ({"apply": {}}, ArtifactError), ({"apply": {"phases": ["prompt"], "exclude_prompt_positions": [0]}},
-        ArtifactError),
-        ({"apply": {"phases": ["prompt", "generation"], "prompt_positions": [0]}}, ArtifactError),
-        ({"scale": "2"}, ArtifactError),
+        ({"apply": {}}, ArtifactError), ({"apply": {"prompt": "all", "exclude_prompt_positions": [0]}}, ArtifactError),
+        ({"apply": {"phases": ["prompt"]}}, ArtifactError), ({"apply": {"prompt": "some"}}, ArtifactError),
+        ({"apply": {"prompt_positions": [0], "prompt_window": [2, 4]}}, ArtifactError),
+        ({"apply": {"generation_positions": [-1]}}, ArtifactError), ({"scale": "2"}, ArtifactError),
     ]:  # fmt: skip
         (tmp_path / "w.json").write_text(json.dumps({"vectors": [{**base, **wrong}], "conflict": "sequential"}))
         with pytest.raises(error):
@@ -271,6 +317,29 @@ def test_easysteer_specs_name_files_layers_and_phases(tmp_path):
     (tmp_path / "w.json").write_text(json.dumps({"vectors": [base, base]}))
     with pytest.raises(ArtifactError, match="conflict"):
         formats.read(tmp_path / "w.json")
+
+
+def test_easysteer_phases_are_independent_and_block_0_has_a_place(tmp_path):
+    pytest.importorskip("gguf")
+    edits = inn.Add(SITES[0], vectors()[0], alpha=2.0).at(pos=-1, phase="prompt")
+    path = formats.write(edits, tmp_path / "spec.json", "easysteer")
+    spec = json.loads(path.read_text())
+    assert formats.read(path).value[0].site == SITES[0]
+    with pytest.raises(ArtifactError, match="first=0"):
+        formats.read(tmp_path / spec["vectors"][0]["source"])
+    spec["vectors"][0]["apply"]["generation"] = "all"
+    path.write_text(json.dumps(spec))
+    found = formats.read(path).value
+    assert [e.selection.describe() for e in found] == ["pos=[-1], phase='prompt'", "phase='generated'"]
+    spec["vectors"].append({**spec["vectors"][0], "apply": {"generation": "all"}})
+    path.write_text(json.dumps({**spec, "conflict": "priority"}))
+    with pytest.raises(ArtifactError, match="meet at one layer"):
+        formats.read(path)
+    spec["vectors"][0]["apply"] = {"prompt_positions": [-1]}  # now they do not meet
+    path.write_text(json.dumps({**spec, "conflict": "priority"}))
+    assert len(formats.read(path).value) == 2
+    with pytest.raises(InputError, match="not yet known"):
+        formats.write(inn.Add(SITES[1], vectors()[0]).at(pos=-1, phase="generated"), tmp_path / "x.json", "easysteer")
 
 
 def test_steering_vectors_in_memory():

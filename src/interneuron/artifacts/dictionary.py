@@ -16,8 +16,21 @@ from interneuron.core.errors import InputError, ShapeError
 if TYPE_CHECKING:
     from interneuron.model.edits import Edit
 
-Activation = Literal["relu", "topk", "jumprelu", "gated", "abstopk", "groupmax"]
+Activation = Literal["relu", "topk", "jumprelu", "gated", "abstopk", "groupmax", "topafa"]
 Normalize = Literal["none", "layer_norm", "constant_norm"]
+
+
+def top_afa(f: Float[Tensor, "*batch F"], norm: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch F"]:
+    """Keep the k* largest entries of each row of f >= 0, k* = argmin_k | |the k largest| - norm |, at least one.
+
+    >>> top_afa(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([4.9])).tolist()
+    [[3.0, 4.0, 0.0]]
+    """
+    ordered = f.sort(dim=-1, descending=True, stable=True)
+    gap = (ordered.values.double().square().cumsum(-1).sqrt() - norm[..., None].double()).abs()
+    k = gap.argmin(-1, keepdim=True)
+    kept = torch.arange(f.shape[-1], device=f.device) <= k
+    return torch.zeros_like(f).scatter(-1, ordered.indices, ordered.values * kept)
 
 
 class Dictionary(Artifact):
@@ -31,12 +44,14 @@ class Dictionary(Artifact):
              max(x' encoder exp(gate_scale) + encoder_bias, 0) where x' encoder + gate_bias > 0, else 0       gated
              the k of largest |h|, with their signs       abstopk
              the largest of max(h, 0) in each of k equal groups of neighbours                                 groupmax
+             the largest of max(h, 0), as many as bring |f| nearest to |x'|                       topafa
         y  = norm^-1((f decoder + decoder_bias + x' skip) / scale)
 
     encoder       [D F]       decoder        [F O], O = D unless the target is another site (transcoder)
     encoder_bias  [F]         decoder_bias   [O]
     threshold     [F], for jumprelu          gate_bias, gate_scale   [F], for gated
     skip          [D O], for skip transcoders
+    heads         heads of the site, whose vectors lie side by side in D (attn.z); 0 when it has no head axis
     target        site whose activations are reconstructed; "" for `site` itself
     normalize     norm, taken from each vector itself: "none"; "layer_norm" (x - mean) / (std + 1e-5), undone with the
     same
@@ -70,6 +85,7 @@ class Dictionary(Artifact):
     scale: float = 1.0
     target: str = ""
     normalize: str = "none"
+    heads: int = 0
 
     def validate(self) -> None:
         """Shapes that fit together, and the parts each activation needs."""
@@ -109,6 +125,8 @@ class Dictionary(Artifact):
             raise InputError(
                 "normalize is undone with the norm of the input, which a transcoder's target does not share."
             )
+        if self.heads and (d % self.heads or o != d):
+            raise ShapeError(f"heads={self.heads} does not divide the width {d} of a dictionary [{d} {f}] -> {o}.")
         if self.center and o != d:
             raise InputError("center=True subtracts the decoder bias from the input, which has another width here.")
 
@@ -122,7 +140,9 @@ class Dictionary(Artifact):
         """Width D of the activations it reads."""
         return self.encoder.shape[0]
 
-    def _centred(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    def _centred(self, x: Tensor) -> Float[Tensor, "*batch D"]:
+        if self.heads and x.shape[-2:] == (self.heads, self.d_in // self.heads):
+            x = x.flatten(-2)
         if x.shape[-1] != self.d_in:
             raise ShapeError(
                 f"activations of shape {list(x.shape)}, expected [..., {self.d_in}]: read {self.site or 'its site'}."
@@ -143,8 +163,8 @@ class Dictionary(Artifact):
         std = (x - mean).std(dim=-1, keepdim=True)
         return mean, 1 / (std + 1e-5), std
 
-    def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
-        """Feature activations of x, computed in the dtype of the dictionary."""
+    def encode(self, x: Tensor) -> Float[Tensor, "*batch F"]:
+        """Feature activations of x [*batch D] (or [*batch H K] with heads), in the dtype of the dictionary."""
         x = self._centred(x)
         h = x @ self.encoder
         if self.gate_bias is not None and self.gate_scale is not None:
@@ -159,6 +179,8 @@ class Dictionary(Artifact):
         f = torch.relu(h)
         if self.activation == "relu":
             return f
+        if self.activation == "topafa":
+            return top_afa(f, x.norm(dim=-1))
         if self.activation == "groupmax":
             best = f.unflatten(-1, (self.k, -1)).max(dim=-1, keepdim=True)
             grouped = torch.zeros_like(f).unflatten(-1, (self.k, -1))
@@ -188,8 +210,8 @@ class Dictionary(Artifact):
     def quality(self, x: Float[Tensor, "N D"], target: Float[Tensor, "N O"] | None = None) -> dict[str, float]:
         """Fraction of variance unexplained, mean number of active features, and the share that never fires on x."""
         f = self.encode(x)
-        wanted = (x if target is None else target).to(f.dtype)
-        left = (wanted - self.decode(f, x)).square().sum()
+        wanted = (x if target is None else target).to(f.dtype).float()  # sums of squares overflow half precision
+        left = (wanted - self.decode(f, x).float()).square().sum()
         total = (wanted - wanted.mean(0)).square().sum()
         return {
             "fvu": float(left / total),
@@ -207,12 +229,13 @@ class Dictionary(Artifact):
             fitted={"feature": index},
         )
 
-    def edit(self, features: Sequence[int] | int, alpha: float = 1.0) -> Edit:
+    def edit(self, features: Sequence[int] | int = 0, alpha: float = 1.0) -> Edit:
         """Steering along features: add alpha times the sum of their decoder rows."""
         from interneuron.model.edits import Add
 
         chosen = [features] if isinstance(features, int) else list(features)
-        return Add(self._where(), self.decoder[chosen].sum(0) / self.scale, alpha=alpha)
+        vector = self.decoder[chosen].sum(0) / self.scale
+        return Add(self._where(), vector.unflatten(0, (self.heads, -1)) if self.heads else vector, alpha=alpha)
 
     def ablation(self, features: Sequence[int] | int) -> Edit:
         """Remove what features contribute, f_i decoder_i, and keep everything else, the error term included."""
@@ -226,7 +249,7 @@ class Dictionary(Artifact):
             part = self.encode(x)[..., chosen] @ self.decoder[chosen] / self.scale
             if self.normalize != "none":
                 part = part * self._frame(x.to(part.dtype))[2]
-            return x - part.to(x.dtype)
+            return x - part.reshape(x.shape).to(x.dtype)
 
         return Apply(self._where(), remove)
 

@@ -83,7 +83,7 @@ def _factors(x: Tensor) -> dict[str, float]:
     norms = x.double().norm(dim=-1)
     mean, size = float(norms.mean()), x.shape[-1] ** 0.5
     rms = float(norms.square().mean().sqrt())
-    return {"sqrt(D)/mean|x|": size / max(mean, 1e-12), "1/rms|x|": 1 / max(rms, 1e-12)}
+    return {"sqrt(D)/mean|x| of these rows": size / max(mean, 1e-12), "1/rms|x| of these rows": 1 / max(rms, 1e-12)}
 
 
 def _norm(d: Dictionary) -> Tensor:
@@ -116,27 +116,31 @@ def same_output(a: Dictionary, b: Dictionary, x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def gain_refit(d: Dictionary, x: Tensor, y: Tensor, n_features: int = 512) -> tuple[float, float]:
-    """FVU on held-out rows as it is, and with one gain per feature fitted on the other rows.
+def gain_refit(d: Dictionary, x: Tensor, y: Tensor, n_features: int = 512) -> tuple[float, float, float]:
+    """The gain that suits all features, and FVU on held-out rows with it and with one for each, fitted on the others.
 
     Decoder norms that were lost (rows made unit without telling the encoder) cannot be read off any tensor, but they
-    show here: the gains that explain the activations are far from 1. Least squares over the features active in at
-    least 8 of the fitting rows, the most active first:  min_g |r + sum_i (g_i - 1) f_i d_i|^2, r what is unexplained.
+    show here: the gains that explain the activations differ from feature to feature. That all are above 1 together
+    says only that a penalty shrank the features. Least squares over the features active in at least 8 of the fitting
+    rows, the most active first:  min_g |r + sum_i (g_i - c) f_i d_i|^2, r what is unexplained with the gain c for all.
     """
-    f, out = d.encode(x).double(), d.reconstruct(x).double()
-    left = y.double() - out
+    f = d.encode(x).double()
+    rest = d.decode(f.to(d.decoder.dtype) * 0, x).double()  # what is there without any feature
+    made = d.decode(f.to(d.decoder.dtype), x).double() - rest
     half = len(x) // 2
+    gain = ((y[:half].double() - rest[:half]) * made[:half]).sum() / made[:half].square().sum().clamp_min(1e-30)
+    left = y.double() - rest - gain * made
     usual = (f[:half] != 0).sum(0)
     chosen = usual.argsort(descending=True)[: min(n_features, half // 2)]
     chosen = chosen[usual[chosen] >= 8]
     total = (y[half:].double() - y[half:].double().mean(0)).square().sum()
     before = float(left[half:].square().sum() / total)
     if not len(chosen) or d.normalize != "none":
-        return before, before
+        return float(gain), before, before
     rows = d.decoder[chosen].double() / d.scale
     part = f[:half, chosen]
     gram = (part.T @ part) * (rows @ rows.T)
     gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(chosen), dtype=gram.dtype)
     gains = torch.linalg.solve(gram, ((left[:half] @ rows.T) * part).sum(0))
     after = left[half:] - (f[half:, chosen] * gains) @ rows
-    return before, float(after.square().sum() / total)
+    return float(gain), before, float(after.square().sum() / total)

@@ -64,9 +64,19 @@ def inspect(
         except InterneuronError as error:
             typer.echo(f"  reading it fails: {error}")
         else:
-            typer.echo(f"  reads as {_short(imported.value, 200)}")
+            for line in _described(imported.value):
+                typer.echo(f"  reads as {line}")
             for note in imported.notes:
                 typer.echo(f"  {note}")
+
+
+def _described(value: Any) -> list[str]:
+    """One line per artifact, or per edit: what it does and where, without its numbers."""
+    if isinstance(value, dict):
+        return [f"{name}: {_short(member, 200)}" for name, member in list(value.items())[:20]]
+    if not isinstance(value, tuple):
+        return [_short(value, 200)]
+    return [" ".join(filter(None, (edit.kind, "at", str(edit.site), edit.selection.describe()))) for edit in value[:20]]
 
 
 def _read(source: Path, source_format: str | None, options: dict[str, Any]) -> tuple[Any, str, tuple[str, ...]]:

@@ -190,6 +190,8 @@ def _write(value: Any, path: Path, *, dict_class: str = "", **trainer: Any) -> P
         raise InputError(
             "dictionary_learning has autoencoders without skip or normalisation only. Write it as saelens."
         )
+    if type(trainer.get("k")) is int and not value.k:
+        value = value.replace(k=trainer["k"])
     if value.scale != 1:
         value = fold_scale(value)
     foreign = value.fitted.get("foreign", {})
@@ -251,7 +253,7 @@ def _state(value: Dictionary, chosen: str, bias: str, matrices: bool) -> dict[st
         state["threshold"] = value.threshold[0].clone().float()
     if "k" in CLASSES[chosen][1]:
         if not value.k:
-            raise InputError(f"{chosen} stores k, this dictionary has none. Set it with dictionary.replace(k=...).")
+            raise InputError(f"{chosen} stores k, this dictionary has none. Give the option k=...")
         state["k"] = torch.tensor(value.k, dtype=torch.int)
     return state
 

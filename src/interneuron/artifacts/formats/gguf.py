@@ -2,7 +2,7 @@
 
 Architecture `controlvector`; `controlvector.model_hint` text, `controlvector.layer_count` u32; tensors `direction.N`,
 one dimension, F32, all of one length, N >= 1: added to the output of block N at every position. llama.cpp rejects
-`direction.0`, so a vector at `layers.0.resid_post` cannot be written.
+`direction.0`, so a vector at `layers.0.resid_post` is not written unless `first=0` says that EasySteer will read it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def _detect(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def _read(path: Path, notes: list[str], *, scale: float = 1.0) -> Direction:
-    """scale: what the file is to be multiplied by, as `--control-vector-scaled` does."""
+def _read(path: Path, notes: list[str], *, scale: float = 1.0, first: int = 1) -> Direction:
+    """scale: what the file is to be multiplied by, as `--control-vector-scaled` does; first: the lowest N, 0 for
+    EasySteer."""
     what = str(path)
     reader = _open(path)
     architecture = _text(reader, "general.architecture")
@@ -45,9 +46,10 @@ def _read(path: Path, notes: list[str], *, scale: float = 1.0) -> Direction:
     rows: dict[int, torch.Tensor] = {}
     for tensor in reader.tensors:
         match = _NAME.fullmatch(tensor.name)
-        if not match or int(match[1]) == 0:
+        if not match or int(match[1]) < first:
             raise ArtifactError(
-                f"{what}: tensor {tensor.name[:60]!r}, expected direction.N with N >= 1. llama.cpp refuses it too."
+                f"{what}: tensor {tensor.name[:60]!r}, expected direction.N with N >= {first}. llama.cpp refuses it "
+                "too; first=0 reads the block 0 of an EasySteer file."
             )
         if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
             raise ArtifactError(
@@ -119,15 +121,17 @@ def _number(reader: Any, key: str) -> int | None:
         return None
 
 
-def _write(value: Any, path: Path, *, model_hint: str = "", layer_count: int = 0, alpha: float = 1.0) -> Path:
-    """model_hint: the model's architecture; layer_count: its number of blocks; alpha: multiplies every vector."""
+def _write(
+    value: Any, path: Path, *, model_hint: str = "", layer_count: int = 0, alpha: float = 1.0, first: int = 1
+) -> Path:
+    """model_hint: the model's architecture; layer_count: its number of blocks; alpha: multiplies every vector; first:
+    the lowest block that has a place, 1 for llama.cpp, 0 for EasySteer."""
     direction = as_direction(value, "gguf")
     layers = [names.layer_of(site, "gguf") for site in direction.sites]
-    if 0 in layers:
+    if min(layers) < first:
         raise InputError(
             "gguf has no direction.0: llama.cpp adds nothing to the output of block 0. Leave layers.0.resid_post "
-            "out, or "
-            "export to a format that reaches it (vllm_lens, lm_eval)."
+            "out, or export to a format that reaches it (easysteer, vllm_lens, lm_eval)."
         )
     foreign = direction.fitted.get("foreign", {})
     foreign = foreign if foreign.get("format") == "gguf" else {}

@@ -7,6 +7,7 @@ input is not centred. With `sparsity_include_decoder_norm` (the default) feature
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,14 @@ def _unscale(
     )
 
 
+def _factor(value: Dictionary) -> float:
+    """The expansion factor whose product with the width, cut to a whole number, is the number of features."""
+    factor = value.n_features / value.d_in
+    while int(value.d_in * factor) < value.n_features:
+        factor = math.nextafter(factor, math.inf)
+    return factor
+
+
 def _write(value: Any, path: Path) -> Path:
     if not isinstance(value, Dictionary) or value.decoder.shape[1] != value.d_in or value.skip is not None:
         raise InputError("llamascopium holds dictionaries of one width without skip. Write it as saelens.")
@@ -138,7 +147,7 @@ def _write(value: Any, path: Path) -> Path:
     config = dict(foreign["config"]) if foreign.get("format") == "llamascopium" else {}
     hook_in = names.to_hook(str(value.site))
     config.update(
-        sae_type="sae", d_model=value.d_in, expansion_factor=value.n_features / value.d_in, use_decoder_bias=True,
+        sae_type="sae", d_model=value.d_in, expansion_factor=_factor(value), use_decoder_bias=True,
         act_fn=value.activation, norm_activation="inference", sparsity_include_decoder_norm=False,
         top_k=value.k or config.get("top_k", 50), hook_point_in=hook_in,
         hook_point_out=names.to_hook(value.target) if value.target else hook_in, use_glu_encoder=False,

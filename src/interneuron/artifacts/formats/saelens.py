@@ -204,9 +204,14 @@ def _scale(config: dict[str, Any], given: float | None, what: str, notes: list[s
 def _write(value: Any, path: Path, **extra: Any) -> Path:
     """extra: keys that go into the configuration's metadata, such as model_name."""
     if not isinstance(value, Dictionary):
-        raise InputError(f"saelens holds one dictionary, got a {type(value).__name__}. Write its members one by one.")
+        raise InputError(
+            f"saelens holds one dictionary, got a {type(value).__name__}. Write the members of a set one by one, a "
+            "direction as gguf, vllm_lens or easysteer."
+        )
     if value.activation == "groupmax":
         raise InputError("saelens has no groupmax architecture. Write it as sparsify.")
+    if value.activation == "topafa":
+        raise InputError("saelens has no topafa architecture. Save it as an artifact: dictionary.save(path).")
     foreign = value.fitted.get("foreign", {})
     config = dict(foreign["config"]) if foreign.get("format") == "saelens" else {}
     transcodes = bool(value.target) or value.decoder.shape[1] != value.d_in or value.skip is not None
