@@ -42,7 +42,12 @@ class Activations(Mapping[str, Tensor]):
     def __init__(self, boxes: dict[str, Box], canonical: Any) -> None:
         self._boxes = boxes
         self._canonical = canonical
-        self.grad = Gradients(self)
+
+    @property
+    def grad(self) -> Gradients:
+        """Gradients by site, after `backward`."""
+        # Made when asked for: kept here, the two would hold each other until the garbage collector runs.
+        return Gradients(self)
 
     @property
     def names(self) -> tuple[str, ...]:
