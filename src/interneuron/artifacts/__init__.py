@@ -5,5 +5,6 @@ from interneuron.artifacts.dictionary import Dictionary
 from interneuron.artifacts.direction import Direction
 from interneuron.artifacts.load import kinds, load_artifact
 from interneuron.artifacts.report import Report
+from interneuron.artifacts.weight_delta import WeightDelta
 
-__all__ = ["Artifact", "Dictionary", "Direction", "Report", "kinds", "load_artifact"]
+__all__ = ["Artifact", "Dictionary", "Direction", "Report", "WeightDelta", "kinds", "load_artifact"]

@@ -3,14 +3,15 @@
     effect(a) = mean_i [ measure_i(a v) - measure_i(no edit) ]
 
 The controls are random directions of the length of v at the same site. An effect that they show as well comes from the
-size of the push and says nothing about the direction.
+size of the push and says nothing about the direction. For edits that are no direction, and for a whole experiment with
+choice, cost and controls, see `interneuron.parts.controls`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -73,31 +74,57 @@ def dose_response(
     """
     if controls < 2:
         raise InputError(f"controls={controls}: expected at least 2 random directions, they give the interval.")
+    return responses(direction, [direction.random_like(seed) for seed in range(controls)], doses, measure, label)
+
+
+@runtime_checkable
+class Steering(Protocol):
+    """Anything that makes an edit of a chosen strength: a Direction, another artifact, a `Candidate`."""
+
+    def edit(self, alpha: float = 1.0) -> Any:
+        """The edit of strength `alpha`."""
+        ...
+
+
+def responses(
+    subject: Steering,
+    controls: Sequence[Steering],
+    doses: Sequence[float],
+    measure: Callable[[Any], Float[Tensor, " N"]],
+    label: str = "dose-response",
+) -> DoseResponse:
+    """Measure every dose of `subject` and of each control; dose 0 is no edit by definition and is not run.
+
+    Raises InputError without doses or with fewer than two controls, which give the interval.
+    """
+    if len(controls) < 2:
+        raise InputError(
+            f"responses() was given {len(controls)} control(s): expected at least 2, they give the interval."
+        )
     if not doses:
-        raise InputError("dose_response() was given no doses: pass strengths such as [-0.2, -0.1, 0.1, 0.2].")
+        raise InputError("responses() was given no doses: pass strengths such as [-0.2, -0.1, 0.1, 0.2].")
     base = measure(None)
-    directions = [direction, *(direction.random_like(seed) for seed in range(controls))]
-    runs = [(d, dose) for d in directions for dose in doses]
+    runs = [(s, dose) for s in (subject, *controls) for dose in doses]
     changes = [
-        measure(d.edit(alpha=dose)) - base if dose else torch.zeros_like(base)
-        for d, dose in track(runs, label=label, unit="dose")
+        measure(s.edit(alpha=dose)) - base if dose else torch.zeros_like(base)
+        for s, dose in track(runs, label=label, unit="dose")
     ]
-    table = torch.stack(changes).unflatten(0, (len(directions), len(doses)))
+    table = torch.stack(changes).unflatten(0, (1 + len(controls), len(doses)))
     return DoseResponse(tuple(doses), base, table[0], table[1:].mean(-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One direction at one dose: mean effect, and what it costs elsewhere."""
+    """One direction (or anything else that makes edits) at one dose: mean effect, and what it costs elsewhere."""
 
-    direction: Direction
+    direction: Any
     dose: float
     effect: float
     cost: float
 
 
 def try_doses(
-    directions: Sequence[Direction],
+    directions: Sequence[Steering],
     doses: Sequence[float],
     effect: Callable[[Any], Float[Tensor, " N"]],
     cost: Callable[[Any], Float[Tensor, " M"]],

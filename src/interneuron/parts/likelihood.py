@@ -47,6 +47,25 @@ def preference(model: Model, positive: Sequence[str], negative: Sequence[str], e
     return both[: len(positive)] - both[len(positive) :]
 
 
+def text_losses(model: Model, texts: Sequence[str], edit: Any = None, batch_size: int = 32) -> Float[Tensor, " N"]:
+    """Mean next-token loss of each text, in nats per token, under an edit (or none).
+
+    Raises InputError for no texts, or for a text of a single token, which has nothing to predict.
+    """
+    if not texts:
+        raise InputError("text_losses() was given no texts: pass at least one.")
+    rows = []
+    for start in range(0, len(texts), batch_size):
+        _, named = model.prepare(list(texts[start : start + batch_size]))
+        mask = named.get("attention_mask", torch.ones_like(named["input_ids"]))[:, 1:]
+        counts = mask.sum(1)
+        if not bool((counts > 0).all()):
+            short = texts[start + int(counts.argmin())]
+            raise InputError(f"the text {short[:40]!r} is one token long: expected at least 2. Give whole sentences.")
+        rows.append(-_token_log_probs(model, named, edit).sum(1) / counts)
+    return torch.cat(rows)
+
+
 def window_losses(
     model: Model, tokens: Int[Tensor, "N T"], edit: Any = None, batch_size: int = 16
 ) -> Float[Tensor, " N"]:

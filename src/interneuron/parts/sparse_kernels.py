@@ -3,24 +3,56 @@
 A batch of codes is kept as rows of a compressed matrix: `ptr` [B+1] marks where each row's entries begin, `index` [n]
 names their features, `value` [n] holds them. Weight gradients are gathered feature by feature from the transposed
 (compressed-column) form, so threads never write to the same place. Everything is float32, in memory the caller owns.
-Compiled code is kept beside this file, so only the first use on a machine pays for it.
+Compiled code is kept beside this file, so only the first use on a machine pays for it. Which entries are active is
+decided in `sparse_selection.py`.
 """
 
 from __future__ import annotations
 
 import inspect
+import types
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 
 
-def _parallel(function: Any) -> Any:
-    # unwrapped, since run-time type checks cannot be compiled
-    return numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)(inspect.unwrap(function))
+class Kernel:
+    """A kernel whose outer loop is a `numba.prange`: a plain loop on one thread, spread over a pool on several.
+
+    The pool is not even started for one thread: handing work to it costs a switch of threads for every call.
+    """
+
+    def __init__(self, function: Any) -> None:
+        # unwrapped, since run-time type checks cannot be compiled
+        plain = inspect.unwrap(function)
+        self.one = numba.njit(fastmath=True, nogil=True, cache=True)(_named(plain, "one"))
+        self.many = numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)(_named(plain, "many"))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run on as many threads as torch uses."""
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return self.one(*arguments)
+        use_threads(threads)
+        return self.many(*arguments)
 
 
-def _serial(function: Any) -> Any:
+def _named(function: Any, form: str) -> Any:
+    """The function under another name: compiled code is kept by name, whatever the options it was compiled with."""
+    made = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{form}")
+    made.__qualname__, made.__module__ = made.__name__, function.__module__
+    return made
+
+
+def parallel(function: Any) -> Kernel:
+    """Compile a kernel whose outer loop is a `numba.prange`."""
+    return Kernel(function)
+
+
+def serial(function: Any) -> Any:
+    """Compile a kernel that runs on one thread, with exact float semantics."""
     return numba.njit(nogil=True, cache=True)(inspect.unwrap(function))
 
 
@@ -30,14 +62,20 @@ def use_threads(count: int) -> None:
     numba.set_num_threads(max(1, min(count, most)))
 
 
-@_parallel
-def residual(ptr: Any, index: Any, value: Any, decoder: Any, bias: Any, x: Any, err: Any) -> None:
-    """err = value decoder + bias - x, row by row; four features a pass keep the row in registers."""
+@parallel
+def residual_and_gradient(
+    ptr: Any, index: Any, value: Any, decoder: Any, x: Any, scale: Any, err: Any, grad: Any, loss: Any
+) -> None:
+    """err = value decoder - x,  grad = scale * (err decoder') at the active entries,  loss[t] = |err[t]|^2.
+
+    Row by row, so that the decoder rows of the second product are still in the cache; four features a pass keep the
+    row in registers.
+    """
     d = x.shape[1]
     for t in numba.prange(len(x)):
         e, row = err[t], x[t]
         for j in range(d):
-            e[j] = bias[j] - row[j]
+            e[j] = -row[j]
         n = ptr[t]
         while n + 4 <= ptr[t + 1]:
             a, b, c, f = value[n], value[n + 1], value[n + 2], value[n + 3]
@@ -50,22 +88,18 @@ def residual(ptr: Any, index: Any, value: Any, decoder: Any, bias: Any, x: Any, 
             for j in range(d):
                 e[j] += a * w0[j]
             n += 1
-
-
-@_parallel
-def value_gradient(ptr: Any, index: Any, decoder: Any, err: Any, scale: Any, out: Any) -> None:
-    """out = scale * (err decoder') at the active entries."""
-    d = err.shape[1]
-    for t in numba.prange(len(err)):
-        e = err[t]
+        square = np.float32(0)
+        for j in range(d):
+            square += e[j] * e[j]
+        loss[t] = square
         for n in range(ptr[t], ptr[t + 1]):
             w, total = decoder[index[n]], np.float32(0)
             for j in range(d):
                 total += e[j] * w[j]
-            out[n] = total * scale
+            grad[n] = total * scale
 
 
-@_serial
+@serial
 def transpose(ptr: Any, index: Any, column_ptr: Any, row: Any, place: Any) -> None:
     """Compressed rows to compressed columns: entry q of a column sits in row[q], at place[q] of the row form."""
     column_ptr[:] = 0
@@ -81,7 +115,7 @@ def transpose(ptr: Any, index: Any, column_ptr: Any, row: Any, place: Any) -> No
             at[f] += 1
 
 
-@_parallel
+@parallel
 def weight_gradient(
     column_ptr: Any, row: Any, place: Any, value: Any, grad: Any, x: Any, err: Any, scale: Any,
     decoder_grad: Any, encoder_grad: Any, bias_grad: Any,
@@ -100,3 +134,34 @@ def weight_gradient(
                 into_decoder[j] += v * e[j]
                 into_encoder[j] += g * a[j]
         bias_grad[f] = total
+
+
+@parallel
+def adam(
+    param: Any, grad: Any, first: Any, second: Any, lr: Any, beta1: Any, beta2: Any, unbias1: Any, unbias2: Any,
+    eps: Any, unit: Any,
+) -> None:  # fmt: skip
+    """One step of Adam on rows [R D]; with `unit`, the gradient is projected off each row and the row renormalised.
+
+    One pass over the memory: everything that belongs to a row happens while it is in the cache.
+    """
+    d, one = param.shape[1], np.float32(1)
+    for r in numba.prange(len(param)):
+        p, g, m, v = param[r], grad[r], first[r], second[r]
+        if unit:
+            along = np.float32(0)
+            for j in range(d):
+                along += g[j] * p[j]
+            for j in range(d):
+                g[j] -= along * p[j]
+        for j in range(d):
+            m[j] = beta1 * m[j] + (one - beta1) * g[j]
+            v[j] = beta2 * v[j] + (one - beta2) * g[j] * g[j]
+            p[j] -= lr * (m[j] * unbias1) / (np.sqrt(v[j] * unbias2) + eps)
+        if unit:
+            square = np.float32(0)
+            for j in range(d):
+                square += p[j] * p[j]
+            shrink = one / np.sqrt(square)
+            for j in range(d):
+                p[j] *= shrink

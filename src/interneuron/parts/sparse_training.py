@@ -12,7 +12,8 @@
 
 Only the encoder product is dense. Everything behind it, forward and backward, runs on the active entries alone, and
 the gradients equal autograd's. Decoder rows keep unit length: their gradient is projected and the rows renormalised
-after each step. Features silent for `dead_after` rows are drawn anew from inputs that are badly reconstructed.
+after each step. Features silent for `dead_after` rows are drawn anew from inputs that are badly reconstructed, or
+kept alive by an auxiliary loss (`aux_k`). Adam runs in the same pass over the memory as projection and renormalisation.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interneuron.artifacts.dictionary import Dictionary
-from interneuron.core.errors import InputError, ShapeError, need
+from interneuron.core.errors import InputError, ShapeError, TrainingError, need
 from interneuron.core.seeds import generator
 
 Codes = Literal["relu", "topk", "batchtopk", "jumprelu"]
@@ -40,10 +41,14 @@ class SparseCoding:
     """What to train.
 
     n_features  F           k      active features a row (topk, batchtopk)
-    l1          weight of sum f (relu)              l0     weight of the number active (jumprelu)
-    lr          Adam's, decayed linearly over the last fifth of the steps
+    l1          weight of sum f (relu)              l0     weight of the number active (jumprelu); both grow over the
+                first tenth of the steps
+    lr          Adam's, decayed linearly over the last fifth of the steps; beta2 its second decay rate
     bandwidth   width of the straight-through kernel (jumprelu), in units of the standardised input
-    dead_after  rows a feature may stay silent before it is drawn anew; 0 never
+    dead_after  rows a feature may stay silent before it counts as dead; 0 never
+    aux_k       0: dead features are drawn anew. Else they stay, and the aux_k most active of them learn to reconstruct
+                what the others leave, at the weight `aux` (Gao et al. 2024, appendix A.2)
+    bias        False: the encoder bias stays 0
     """
 
     n_features: int
@@ -52,11 +57,15 @@ class SparseCoding:
     l1: float = 0.0
     l0: float = 0.0
     lr: float = 1e-3
+    beta2: float = 0.999
     batch_size: int = 4096
     steps: int = 1000
     seed: int = 0
     bandwidth: float = 0.05
     dead_after: int = 200_000
+    aux_k: int = 0
+    aux: float = 1 / 32
+    bias: bool = True
 
     def __post_init__(self) -> None:
         unused = {"l1": self.activation != "relu", "l0": self.activation != "jumprelu"}
@@ -71,6 +80,8 @@ class SparseTrainer:
     """The parameters and one optimiser step. Inputs are divided by their root mean square, which the result undoes.
 
     mean, rms   of the data; the decoder bias starts at the mean
+
+    A method with another selection or another penalty derives from this class and overrides `select` or `penalise`.
     """
 
     def __init__(self, config: SparseCoding, mean: Float[Tensor, " D"], rms: float) -> None:
@@ -80,24 +91,26 @@ class SparseTrainer:
         decoder = torch.randn(f, d, generator=rng)
         decoder /= decoder.norm(dim=1, keepdim=True)
         need("numba", extra="fast")
-        self._kernels = importlib.import_module("interneuron.parts.sparse_kernels")
+        self.kernels = importlib.import_module("interneuron.parts.sparse_kernels")
+        self.selection = importlib.import_module("interneuron.parts.sparse_selection")
         self.rms = rms
+        self.lr, self.penalty, self.steps_done = config.lr, config.l1 + config.l0, 0
         self.encoder = decoder.clone()  # [F D]: rows, so that a feature's gradient is contiguous
         self.encoder_bias = torch.zeros(f)
         self.decoder = decoder
-        self.decoder_bias = mean / rms
+        self.decoder_bias = mean.float() / rms
         self.log_threshold = torch.full((f,), math.log(0.1)) if config.activation == "jumprelu" else None
         self.batch_threshold = torch.zeros(())
         named = [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
         self.parameters = [*named, *([self.log_threshold] if self.log_threshold is not None else [])]
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.silent = torch.zeros(f, dtype=torch.long)
         self._rng = rng
         self._buffers: dict[str, Tensor] = {}
 
-    def _buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory kept from step to step: fresh memory costs several times as much as warm."""
         size = math.prod(shape)
         held = self._buffers.get(name)
@@ -106,72 +119,94 @@ class SparseTrainer:
         return held[:size].view(shape)
 
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "B D"]) -> dict[str, float]:
-        """One optimiser step on a batch in the units of the data. Returns the fraction of variance unexplained and l0.
+    def step(self, x: Float[Tensor, "B D"], guide: Tensor | None = None) -> dict[str, float]:
+        """One optimiser step on a batch in the units of the data.
 
-        Raises ShapeError when the width differs from the data the trainer was made for.
+        guide  what the selection of a derived trainer needs beside x, row by row
+        Returns `fvu`, the mean squared error over the variance of the data, and `l0`.
+
+        Raises ShapeError when the width differs from the data the trainer was made for, TrainingError for NaN.
         """
         if x.shape[1] != self.decoder.shape[1]:
             raise ShapeError(f"the batch has width {x.shape[1]}, the dictionary {self.decoder.shape[1]}: same site?")
-        b = x.shape[0]
-        x = torch.mul(x, 1.0 / self.rms, out=self._buffer("x", *x.shape))
-        centred = torch.sub(x, self.decoder_bias, out=self._buffer("centred", *x.shape))
-        pre = torch.addmm(
-            self.encoder_bias, centred, self.encoder.T, out=self._buffer("pre", b, self.config.n_features)
+        b, d = x.shape
+        centred = torch.sub(
+            torch.mul(x, 1.0 / self.rms, out=self.buffer("x", b, d)), self.decoder_bias, out=self.buffer("x", b, d)
         )
-        ptr, index, value = self._active(pre)
-        err = self._buffer("err", *x.shape)
-        grad = self._buffer("grad", len(value))
-        self._gradients(x, centred, ptr, index, value, err, grad)
+        pre = torch.addmm(self.encoder_bias, centred, self.encoder.T, out=self.buffer("pre", b, self.config.n_features))
+        ptr, index, value = self.select(pre, centred, guide)
+        err = self.buffer("err", b, d)
+        loss = float(self._gradients(centred, ptr, index, value, err).double().mean())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the reconstruction error is {loss} after {self.steps_done} steps of training: expected a finite "
+                "number. Look for NaN or infinity in the activations, or lower lr."
+            )
         if self.log_threshold is not None:
             self._threshold_gradient(pre, err)
-        self._finish(index, b)
-        total = x.var(0, unbiased=False).sum()
-        return {"fvu": float(err.square().sum() / b / total), "l0": len(value) / b}
+        if self.config.aux_k:
+            self._revive_by_loss(pre, centred, err)
+        self._update(index, b)
+        return {"fvu": loss / d, "l0": len(value) / b}
 
-    def _active(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def select(self, pre: Tensor, centred: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The active entries of the code in compressed rows: ptr, feature index, value."""
         c, b = self.config, pre.shape[0]
         if c.activation == "topk":
-            value, index = pre.topk(c.k, dim=1, sorted=False)
-            ptr = torch.arange(0, b * c.k + 1, c.k)
-            return ptr, index.reshape(-1), value.reshape(-1).clamp_(min=0)
+            return self.largest(pre, pre)
         if c.activation == "batchtopk":
-            cut = pre.reshape(-1).kthvalue(pre.numel() - b * c.k).values.clamp(min=0)
+            bits = self.selection.nth_largest(pre.view(torch.int32).view(-1).numpy(), b * c.k + 1)
+            cut = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
             self.batch_threshold.lerp_(cut, 0.01 if bool(self.batch_threshold) else 1.0)
-            keep = pre > cut
-        elif self.log_threshold is not None:
-            keep = pre > self.log_threshold.exp()
-        else:
-            keep = pre > 0
-        index = keep.nonzero()[:, 1]
-        ptr = torch.zeros(b + 1, dtype=torch.long)
-        torch.cumsum(keep.sum(1), 0, out=ptr[1:])
-        return ptr, index, pre[keep]
+            return self.above(pre, cut.expand(c.n_features).contiguous())
+        if self.log_threshold is not None:
+            return self.above(pre, self.log_threshold.exp())
+        return self.above(pre, torch.zeros(c.n_features))
 
-    def _gradients(
-        self, x: Tensor, centred: Tensor, ptr: Tensor, index: Tensor, value: Tensor, err: Tensor, grad: Tensor
-    ) -> None:
-        k, b = self._kernels, x.shape[0]
-        k.use_threads(torch.get_num_threads())
+    def largest(self, score: Tensor, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The k entries of largest score of each row, with their values max(pre, 0)."""
+        b, k = pre.shape[0], self.config.k
+        index, value = self.buffer("index", b, k, dtype=torch.long), self.buffer("value", b, k)
+        self.selection.top_rows(score.numpy(), pre.numpy(), k, index.numpy(), value.numpy())
+        return torch.arange(0, b * k + 1, k), index.view(-1), value.view(-1)
+
+    def above(self, pre: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries above the threshold cut [F] of their feature."""
+        ptr = torch.zeros(pre.shape[0] + 1, dtype=torch.long)
+        self.selection.count_above(pre.numpy(), cut.numpy(), ptr[1:].numpy())
+        ptr.cumsum_(0)
+        n = int(ptr[-1])
+        index, value = self.buffer("index", n, dtype=torch.long), self.buffer("value", n)
+        self.selection.take_above(pre.numpy(), cut.numpy(), ptr.numpy(), index.numpy(), value.numpy())
+        return ptr, index, value
+
+    def penalise(self, grad: Tensor, ptr: Tensor, value: Tensor, centred: Tensor) -> None:
+        """Add the gradient of the penalty with respect to the active values to grad, in place."""
+        if self.config.l1:
+            grad += self.penalty / (len(ptr) - 1)
+
+    def _gradients(self, centred: Tensor, ptr: Tensor, index: Tensor, value: Tensor, err: Tensor) -> Tensor:
+        """All gradients but the thresholds'; returns the squared error of each row."""
+        k, b, n = self.kernels, centred.shape[0], len(value)
         scale = np.float32(2.0 / b)
-        rows = (ptr.numpy(), index.numpy(), value.numpy())
-        k.residual(*rows, self.decoder.numpy(), self.decoder_bias.numpy(), x.numpy(), err.numpy())
-        k.value_gradient(rows[0], rows[1], self.decoder.numpy(), err.numpy(), scale, grad.numpy())
-        grad += self.config.l1 / b
+        grad, loss = self.buffer("grad", n), self.buffer("loss", b)
+        x, error, values = centred.numpy(), err.numpy(), value.numpy()
+        rows, columns = ptr.numpy(), index.numpy()
+        k.residual_and_gradient(
+            rows, columns, values, self.decoder.numpy(), x, scale, error, grad.numpy(), loss.numpy()
+        )
+        self.penalise(grad, ptr, value, centred)
         grad.masked_fill_(value <= 0, 0.0)
-        n = len(value)
-        row, place = (self._buffer(name, n, dtype=torch.long).numpy() for name in ("row", "place"))
-        column_ptr = self._buffer("column_ptr", self.config.n_features + 1, dtype=torch.long).numpy()
-        k.transpose(rows[0], rows[1], column_ptr, row, place)
-        assert self.encoder.grad is not None and self.encoder_bias.grad is not None
-        assert self.decoder.grad is not None and self.decoder_bias.grad is not None
+        row, place = (self.buffer(name, n, dtype=torch.long).numpy() for name in ("row", "place"))
+        column_ptr = self.buffer("column_ptr", self.config.n_features + 1, dtype=torch.long).numpy()
+        k.transpose(rows, columns, column_ptr, row, place)
+        into_encoder, into_bias, into_decoder, into_origin = (_grad(p) for p in self.parameters[:4])
         k.weight_gradient(
-            column_ptr, row, place, rows[2], grad.numpy(), centred.numpy(), err.numpy(), scale,
-            self.decoder.grad.numpy(), self.encoder.grad.numpy(), self.encoder_bias.grad.numpy(),
+            column_ptr, row, place, values, grad.numpy(), x, error, scale,
+            into_decoder.numpy(), into_encoder.numpy(), into_bias.numpy(),
         )  # fmt: skip
-        bias_grad = err.sum(0) * (2.0 / b) - self.encoder.T @ self.encoder_bias.grad
-        self.decoder_bias.grad.copy_(bias_grad)
+        torch.sub(err.sum(0) * (2.0 / b), self.encoder.T @ into_bias, out=into_origin)
+        return loss
 
     def _threshold_gradient(self, pre: Tensor, err: Tensor) -> None:
         """Straight-through gradient of the thresholds: -(theta dL/df + l0) K((h - theta)/eps) / eps, times theta."""
@@ -179,22 +214,47 @@ class SparseTrainer:
         theta, eps, b = self.log_threshold.exp(), self.config.bandwidth, pre.shape[0]
         rows, columns = ((pre - theta).abs() < eps / 2).nonzero(as_tuple=True)
         d_value = (err[rows] * self.decoder[columns]).sum(1) * (2.0 / b)
-        slope = -(theta[columns] * d_value + self.config.l0 / b) / eps * theta[columns]
+        slope = -(theta[columns] * d_value + self.penalty / b) / eps * theta[columns]
         self.log_threshold.grad.zero_().index_add_(0, columns, slope)
 
-    def _finish(self, index: Tensor, rows: int) -> None:
-        grad = self.decoder.grad
-        assert grad is not None
-        grad -= (grad * self.decoder).sum(1, keepdim=True) * self.decoder
-        self.optimizer.step()
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True)
+    def _revive_by_loss(self, pre: Tensor, centred: Tensor, err: Tensor) -> None:
+        """Add the gradients of aux * mean |dead reconstruction - (x - y)|^2, with x - y held fixed."""
+        c = self.config
+        dead = (self.silent > c.dead_after).nonzero().flatten() if c.dead_after else self.silent[:0]
+        if not len(dead):
+            return
+        h = pre[:, dead].relu_()
+        f = h
+        if c.aux_k < len(dead):
+            top = h.topk(c.aux_k, dim=1, sorted=False)
+            f = torch.zeros_like(h).scatter_(1, top.indices, top.values)
+        rows = self.decoder[dead]
+        r = torch.addmm(err, f, rows) * (2 * c.aux / len(pre))
+        d_pre = (r @ rows.T).mul_(f > 0)
+        into_encoder, into_bias, into_decoder, into_origin = (_grad(p) for p in self.parameters[:4])
+        into_decoder[dead] += f.T @ r
+        into_encoder[dead] += d_pre.T @ centred
+        into_bias[dead] += d_pre.sum(0)
+        into_origin -= self.encoder[dead].T @ d_pre.sum(0)
+
+    def _update(self, index: Tensor, rows: int) -> None:
+        self.steps_done += 1
+        beta1, beta2 = 0.9, self.config.beta2
+        unbias = [np.float32(1 / (1 - beta**self.steps_done)) for beta in (beta1, beta2)]
+        numbers = (np.float32(self.lr), np.float32(beta1), np.float32(beta2), *unbias, np.float32(1e-8))
+        for p, moments in zip(self.parameters, self.moments, strict=True):
+            if p is self.encoder_bias and not self.config.bias:
+                continue
+            arrays = [t.view(-1, t.shape[-1]).numpy() for t in (p, _grad(p), *moments)]
+            self.kernels.adam(*arrays, *numbers, p is self.decoder)
         self.silent += rows
         self.silent[index] = 0
 
     @torch.no_grad()
     def revive(self, x: Float[Tensor, "B D"]) -> int:
         """Draw dead features anew, towards inputs chosen with probability proportional to their squared loss."""
-        dead = (self.silent > self.config.dead_after).nonzero().flatten() if self.config.dead_after else []
+        c = self.config
+        dead = (self.silent > c.dead_after).nonzero().flatten() if c.dead_after and not c.aux_k else []
         if len(dead) == 0:
             return 0
         found = self.dictionary()
@@ -205,10 +265,9 @@ class SparseTrainer:
         self.decoder[dead] = rows
         self.encoder[dead] = rows * 0.2
         self.encoder_bias[dead] = 0
-        for parameter in (self.encoder, self.encoder_bias, self.decoder):
-            state = self.optimizer.state[parameter]
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name][dead] = 0
+        for moments in self.moments[:3]:
+            for moment in moments:
+                moment[dead] = 0
         self.silent[dead] = 0
         return len(dead)
 
@@ -235,43 +294,70 @@ class SparseTrainer:
 
 
 def train_dictionary(
-    data: Float[Tensor, "N D"] | Iterable[Tensor], config: SparseCoding, **facts: Any
+    data: Float[Tensor, "N D"] | Iterable[Any],
+    config: SparseCoding,
+    guide: Tensor | None = None,
+    trainer: type[SparseTrainer] = SparseTrainer,
+    **facts: Any,
 ) -> tuple[Dictionary, list[dict[str, float]]]:
     """Train a dictionary on rows of activations, or on batches of them (a Store's `batches`, say).
 
-    facts: fields of the artifact, such as site= and fingerprint=. Returns the dictionary and the log of the steps.
-    Raises InputError when the batches end before `config.steps`.
+    guide    rows that belong to those of a tensor of data, for trainers that need them; an iterable yields pairs
+    trainer  a SparseTrainer, or a class derived from it
+    facts    fields of the artifact, such as site= and fingerprint=
+    Returns the dictionary and the log of the steps.
+    Raises InputError when there are no rows, or the batches end before `config.steps`.
     """
     from interneuron.core.progress import track
 
-    batches = _batches(data, config) if isinstance(data, Tensor) else iter(data)
-    first = next(batches, None)
-    if first is None:
+    batches = _batches(data, guide, config) if isinstance(data, Tensor) else map(_pair, data)
+    x, beside = next(batches, (None, None))
+    if x is None:
         raise InputError("train_dictionary was given no rows: pass a tensor [N D] or an iterator of batches.")
-    mean = first.mean(0)
-    trainer = SparseTrainer(config, mean, float((first - mean).square().mean().sqrt()))
+    mean = x.float().mean(0)
+    rms = float((x.float() - mean).square().mean().sqrt())
+    if not rms > 0 or not math.isfinite(rms):
+        raise InputError(
+            f"the first {len(x)} rows of activations have the root mean square {rms} about their mean: expected a "
+            "positive number. Pass finite rows that differ."
+        )
+    run = trainer(config, mean, rms)
     log: list[dict[str, float]] = []
-    x: Tensor = first
     for step in track(range(config.steps), label="dictionary", unit="step"):
         left = (config.steps - step) / max(1, config.steps // 5)
-        trainer.optimizer.param_groups[0]["lr"] = config.lr * min(1.0, left, (step + 1) / 50)
-        log.append(trainer.step(x.float()))
+        run.lr = config.lr * min(1.0, left, (step + 1) / 50)
+        run.penalty = (config.l1 + config.l0) * min(1.0, (step + 1) / max(1, config.steps // 10))
+        log.append(run.step(x.float(), beside))
         if step % 250 == 249 and step < config.steps * 0.7:
-            trainer.revive(x.float())
+            run.revive(x.float())
         if step + 1 < config.steps:
-            following = next(batches, None)
-            if following is None:
+            x, beside = next(batches, (None, None))
+            if x is None:
                 raise InputError(f"the data ended after {step + 1} batches of {config.steps} steps: repeat it.")
-            x = following
-    fitted = {"config": dataclasses.asdict(config), "fvu": log[-1]["fvu"], "l0": log[-1]["l0"]}
-    return trainer.dictionary(fitted=fitted, **facts), log
+    last = log[-max(1, config.steps // 20) :]
+    fitted = {"config": dataclasses.asdict(config), **{name: _mean(last, name) for name in ("fvu", "l0")}}
+    return run.dictionary(fitted={**fitted, **facts.pop("fitted", {})}, **facts), log
 
 
-def _batches(x: Tensor, config: SparseCoding) -> Iterator[Tensor]:
+def _mean(log: list[dict[str, float]], name: str) -> float:
+    return sum(row[name] for row in log) / len(log)
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+    return batch if isinstance(batch, tuple) else (batch, None)
+
+
+def _batches(x: Tensor, guide: Tensor | None, config: SparseCoding) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Shuffled batches without end."""
     rng = generator(config.seed + 1)
     size = min(config.batch_size, len(x))
     while len(x):
         order = torch.randperm(len(x), generator=rng)
         for start in range(0, len(x) - size + 1, size):
-            yield x[order[start : start + size]]
+            rows = order[start : start + size]
+            yield x[rows], None if guide is None else guide[rows]
