@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.ready-docs
 JOBS   ?= 2
 
-.PHONY: help install tour test lint types contracts docs claims bench stubs clean
+.PHONY: help install tour test lint types contracts docs pages claims bench stubs clean
 
 help:             ## show this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ stubs: $(READY)   ## rewrite the generated .pyi files of the families
 claims: $(READY)  ## run every claim that has no fresh result, then rewrite docs/claims.md
 	@$(BIN)/interneuron claims run --all
 	@$(BIN)/interneuron claims table --write
+
+pages: $(READY)   ## rewrite the generated pages of the methods, with their pictures
+	@$(BIN)/python -m interneuron.cli.pages
 
 bench: $(READY)   ## speed against limits and peers
 	@for f in benchmarks/*.py; do echo "== $$f"; OMP_NUM_THREADS=1 $(BIN)/python $$f || exit 1; done

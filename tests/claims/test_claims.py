@@ -210,3 +210,22 @@ def test_the_page_shows_failures_with_their_reason(plugin: Path) -> None:
 def test_a_damaged_result_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"schema": 1, ')
     assert runner.stored_result(tmp_path / "x.json") is None
+
+
+def test_a_reason_written_afterwards_leaves_the_result_fresh(plugin: Path) -> None:
+    runner.run_claim("row_centre", (0, 1, 2), plugin)
+    result = runner.stored_result(plugin / "row_centre.json")
+    assert result is not None
+    card = find_card("row_centre")
+    file = Path(card.path).with_name("row_centre_claim.py")
+    said = file.read_text()
+    spread = said.replace(", minutes=0.01)", ", minutes=0.01,\n)")
+    file.write_text(spread)
+    assert not runner.belongs(card, result)  # more than a reason has changed
+    result["source"] = runner.source_hash(card)
+    file.write_text(spread.replace("0.01,\n", '0.01,\n    why="rows "\n    "are few",\n'))
+    assert "are few" in file.read_text()
+    assert runner.belongs(card, result)
+    assert runner.source_hash(card) != result["source"]
+    file.write_text(file.read_text().replace("0.01", "0.02"))
+    assert not runner.belongs(card, result)

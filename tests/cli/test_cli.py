@@ -11,8 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from plugin import CLAIM, METHOD, write_plugin
 
+from interneuron.claims.runner import run_claim, stored_result
 from interneuron.cli.main import COMMANDS
+from interneuron.cli.methods import measured, sections
+from interneuron.core.cards import Card, find_card
+from interneuron.core.search import search_cards
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,7 +58,42 @@ def test_methods_show_and_cite() -> None:
     assert "mean_difference" in [card["slug"] for card in cards]
     assert "interneuron.steer.MeanDifference" in (shown := run("show", "mean_difference").stdout)
     assert "Equations:" in shown
+    assert shown.index("result ") < shown.index("Use:") < shown.index("inn.load(") < shown.index("Equations:")
     assert run("cite", "mean_difference").stdout.startswith("@misc{mean_difference,")
+
+
+def test_show_prints_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = CLAIM.replace('extra={"rows": 50}', 'gates={"the moon is near": seed < 2}')
+    monkeypatch.syspath_prepend(str(write_plugin(tmp_path, METHOD, claim)))
+    run_claim("row_centre", (0, 1, 2), tmp_path)
+    card = find_card("row_centre")
+    lines = measured(card, stored_result(tmp_path / "row_centre.json"))
+    assert lines[0].split() == ["result", "partly"]
+    assert "1 (lower is better), 3 seeds on none" in lines[1]
+    assert "gain over control +" in lines[2]
+    assert "2 of 3 seeds: the moon is near" in lines[3]
+    assert measured(card, None)[0].endswith("not run; interneuron claims run row_centre")
+    assert sections(card)["Use"].lstrip().startswith("model = inn.load")
+    for name in [m for m in sys.modules if m.split(".")[0] == "my_methods"]:
+        del sys.modules[name]
+
+
+def test_search_goes_by_the_meaning_of_purposes() -> None:
+    purposes = {
+        "ssd": ("forget", "Dampens the weights that matter for the data to forget more than for the rest"),
+        "wina": ("sparse", "Skips small activations so that a language model decodes faster"),
+        "mesa": ("memory", "Keeps activations in 8 bits while training to save memory"),
+        "lineas": ("steer", "Affine maps that move activations of one set of texts onto those of another"),
+    }
+    cards = [
+        Card(slug=slug, family=family, kind="fitter", exports=("X",), paper="", year=2024, purpose=purpose)
+        for slug, (family, purpose) in purposes.items()
+    ]
+    wanted = {
+        "make the model forget": "ssd", "forgetting": "ssd", "faster decoding": "wina", "train in less memory": "mesa",
+        "removing knowledge": "ssd", "change what a model does": "lineas",
+    }  # fmt: skip
+    assert {query: search_cards(query, cards)[0].slug for query in wanted} == wanted
 
 
 def test_search_that_finds_nothing_says_so() -> None:

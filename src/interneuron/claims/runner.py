@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import platform
@@ -129,7 +130,7 @@ def stored_result(path: Path) -> Result | None:
 def fresh_result(card: Card, out: Path = RESULTS) -> Result | None:
     """Return a card's complete result if it was measured with the present method and claim files."""
     result = stored_result(out / f"{card.slug}.json")
-    if result is None or not result["complete"] or result["source"] != source_hash(card):
+    if result is None or not result["complete"] or not belongs(card, result):
         return None
     return result
 
@@ -140,9 +141,34 @@ def source_hash(card: Card) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths if path is not None)).hexdigest()[:16]
 
 
+def belongs(card: Card, result: Result) -> bool:
+    """Whether a result was measured with the present files; a `why` added to the claim afterwards changes nothing."""
+    path = claim_path(card)
+    return result["source"] == source_hash(card) or (
+        path is not None and result["source"] == _hash_without_why(card, path)
+    )
+
+
+def _hash_without_why(card: Card, path: Path) -> str:
+    """The hash of the files as they were before the lines of the claim's `why` were written."""
+    text = path.read_bytes()
+    found = [
+        keyword
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim"
+        for keyword in node.keywords
+        if keyword.arg == "why"
+    ]
+    if not found:
+        return source_hash(card)
+    lines = text.splitlines(keepends=True)
+    del lines[found[0].lineno - 1 : found[0].end_lineno]
+    return hashlib.sha256(Path(card.path).read_bytes() + b"\0" + b"".join(lines)).hexdigest()[:16]
+
+
 def _start(card: Card, claim: Claim, old: Result | None) -> Result:
     source = source_hash(card)
-    kept = old["seeds"] if old is not None and old["source"] == source else {}
+    kept = old["seeds"] if old is not None and belongs(card, old) else {}
     stated = {**asdict(claim), "family": card.family}
     return {"schema": SCHEMA, **stated, "source": source, "seeds": kept, "complete": False}
 

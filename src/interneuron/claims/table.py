@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from interneuron.claims.runner import RESULTS, Result, claim_path, source_hash, stored_result
+from interneuron.claims.runner import RESULTS, Result, belongs, claim_path, stored_result
 from interneuron.core.cards import Card, all_cards
 
 HEAD = """# Claims
@@ -42,7 +42,7 @@ def state(card: Card, result: Result | None) -> str:
     if result is None:
         return "not run"
     notes = [] if result["complete"] else ["unfinished"]
-    notes += [] if result["source"] == source_hash(card) else ["older code"]
+    notes += [] if belongs(card, result) else ["older code"]
     return result["verdict"] + (f" ({', '.join(notes)})" if notes else "")
 
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "store": ("interneuron.cli.store:app", "Verify a store or show what is in it"),
     "convert": ("interneuron.cli.convert:convert", "Turn dictionaries and steering vectors of one tool into another's"),
     "inspect": ("interneuron.cli.convert:inspect", "Say what a file or folder of any tool holds, without running it"),
+    "fit": ("interneuron.cli.fit:fit", "Fit a method to a model or to data and save what it learned"),
     "methods": ("interneuron.cli.methods:methods", "List the methods, or find them by purpose with --search"),
     "show": ("interneuron.cli.methods:show", "Everything about one method: purpose, equations, claim and its verdict"),
     "cite": ("interneuron.cli.methods:cite", "Print the BibTeX entries of methods"),
@@ -69,7 +70,7 @@ def _load(name: str, where: str, text: str) -> Any:
         command.name, command.help = name, command.help or text
         return command
     single = typer.Typer(add_completion=False)
-    single.command(name)(found)
+    single.command(name, epilog=getattr(sys.modules[module], "EPILOG", None))(found)
     return typer.main.get_command(single)
 
 

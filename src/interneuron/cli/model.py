@@ -29,7 +29,7 @@ def sites(
 
     from interneuron.cli.tour_steps import site_rows
 
-    loaded = _load(model)
+    loaded = load_quietly(model)
     if as_json:
         found = [{"name": s.name, "axes": s.axes, "path": s.path} for s in loaded.sites(pattern or "*")]
         typer.echo(json.dumps(found, indent=1))
@@ -69,7 +69,7 @@ def steer(
     from rich.console import Console
     from rich.table import Table
 
-    loaded = _load(model)
+    loaded = load_quietly(model)
     good, bad = texts_of("--positive", positive), texts_of("--negative", negative)
     site = site or f"layers.{loaded.n_layers // 2}.resid_post"
     direction = scaled_direction(loaded, good, bad, site)
@@ -141,7 +141,8 @@ def continuations(model: Model, direction: Direction, alpha: float, prompt: str,
     return [(label, continuation(model, prompt, edit, n)) for label, edit in edits]
 
 
-def _load(name: str) -> Model:
+def load_quietly(name: str) -> Model:
+    """`inn.load` without the progress bar."""
     from transformers.utils import logging
 
     from interneuron.loading import load

@@ -23,6 +23,8 @@ def words(text: str) -> list[str]:
 
     >>> words("MeanDifference steers the activations")
     ['mean', 'differenc', 'steer', 'activ']
+    >>> words("forgetting, filling")
+    ['forget', 'fill']
     """
     stems = []
     for word in (found.lower() for found in _WORD.findall(text)):
@@ -31,7 +33,10 @@ def words(text: str) -> list[str]:
         if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
             word = word[:-1]
         ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), "")
-        stems.append(word.removesuffix(ending))
+        stem = word.removesuffix(ending)
+        # forgetting, running: the consonant doubled before the ending is no part of the word (but fill, pass are)
+        doubled = ending in ("ing", "ed") and stem[-1] == stem[-2] and stem[-1] not in "aeiouyflsz"
+        stems.append(stem[:-1] if doubled else stem)
     return stems
 
 

@@ -45,26 +45,34 @@ def leaves_no_hook_after_an_error(subject: Subject) -> None:
     """An exception in the middle of a forward pass comes out as it is and leaves no hook and no change."""
     if not subject.takes_model:
         return
-    module = subject.model.module
-    subject.example  # noqa: B018  (so that one-time work of the model is behind us)
-    before = snapshot(module)
-    inner = list(module.modules())[-1]
+    leaves = [module for module in subject.model.module.modules() if not list(module.children())]
+    calls = 0
+    fail_at = 0  # a count no call reaches: the first run only counts
 
     def fail(*_: Any) -> None:
-        raise InjectedError
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise InjectedError
 
-    handle = inner.register_forward_pre_hook(fail)
+    subject.example  # noqa: B018  (so that one-time work of the model is behind us)
+    before = snapshot(subject.model.module)
+    handles = [leaf.register_forward_pre_hook(fail) for leaf in leaves]
     try:
+        subject.run_example()
+        assert calls, "the example takes a model and never ran it"
+        calls, fail_at = 0, calls // 2 + 1
         subject.run_example()
     except InjectedError:
         raised = True
     else:
         raised = False
     finally:
-        handle.remove()
-    assert raised, "an exception inside the model was swallowed (or the example never ran the whole model)"
-    changed = [line for line in before.differences(snapshot(module)) if "rng" not in line]
-    assert not changed, "an exception left changes behind: " + "; ".join(changed)
+        for handle in handles:
+            handle.remove()
+    assert raised, "an exception inside the model was swallowed"
+    changed = [line for line in before.differences(snapshot(subject.model.module)) if "rng" not in line]
+    assert not changed, f"an exception left changes behind: {'; '.join(changed)}"
 
 
 def survives_saving(subject: Subject) -> None:
@@ -91,8 +99,18 @@ def edit_of_strength_zero_changes_nothing(subject: Subject) -> None:
 
 def use_lines_run(subject: Subject) -> None:
     """The lines under Use run as they stand, with the organism in place of the model they load."""
+    run_use_lines(subject, lambda: subject.model)
+
+
+def use_lines(subject: Subject) -> list[str]:
+    """The lines of code under Use, without the import of the package."""
     code = textwrap.dedent(sections(subject)["Use"].strip("\n"))
-    lines = [line for line in code.splitlines() if line.strip() and not line.startswith("import interneuron")]
+    return [line for line in code.splitlines() if line.strip() and not line.startswith("import interneuron")]
+
+
+def run_use_lines(subject: Subject, model: Callable[[], Any]) -> None:
+    """Run the lines under Use with what `model()` returns in place of every model they load."""
+    lines = use_lines(subject)
     assert len(lines) <= 4, f"Use has {len(lines)} lines, expected three"
     import interneuron
 
@@ -100,7 +118,7 @@ def use_lines_run(subject: Subject) -> None:
     stand_in.__dict__.update({name: getattr(interneuron, name) for name in _names_used("\n".join(lines))})
 
     def load(*_: Any, **__: Any) -> Any:
-        return subject.model
+        return model()
 
     stand_in.load = load
     exec(compile("\n".join(lines), f"<Use of {subject.card.slug}>", "exec"), {"inn": stand_in, "torch": torch})

@@ -54,12 +54,14 @@ class Subject:
 
     @cached_property
     def model(self) -> Model:
-        """The organism the claim names, loaded once for all checks."""
-        if self._load is not None:
-            return self._load(self.claim.organism)
+        """The organism the claim names, or `lm` when it runs on data alone; loaded once for all checks."""
+        from interneuron import organisms
         from interneuron.loading import load
 
-        return load(self.claim.organism)
+        if self._load is not None:
+            return self._load(self.claim.organism)
+        known = {row.name for row in organisms.list()}
+        return load(self.claim.organism if self.claim.organism in known else "lm")
 
     def run_example(self) -> Artifact:
         """Run the example once more and return what it made."""
