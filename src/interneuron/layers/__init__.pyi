@@ -1,0 +1,7 @@
+# Generated from the cards of this folder by `make stubs`; not edited by hand.
+from interneuron.layers.selu import SNN as SNN
+from interneuron.layers.selu import lecun_normal_ as lecun_normal_
+from interneuron.layers.selu import moment_profile as moment_profile
+from interneuron.layers.selu import selu_constants as selu_constants
+from interneuron.layers.selu import selu_jacobian as selu_jacobian
+from interneuron.layers.selu import selu_moment_map as selu_moment_map
