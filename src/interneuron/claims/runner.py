@@ -167,7 +167,9 @@ def _hash_without_why(card: Card, path: Path) -> str:
 
 
 def _start(card: Card, claim: Claim, old: Result | None) -> Result:
-    source = source_hash(card)
+    path = claim_path(card)
+    # without the reason, so that it may be written and mended after the run
+    source = _hash_without_why(card, path) if path is not None else source_hash(card)
     kept = old["seeds"] if old is not None and belongs(card, old) else {}
     stated = {**asdict(claim), "family": card.family}
     return {"schema": SCHEMA, **stated, "source": source, "seeds": kept, "complete": False}
