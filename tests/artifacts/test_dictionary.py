@@ -92,3 +92,13 @@ def test_perfect_reconstruction_has_no_unexplained_variance():
     quality = d.quality(torch.randn(50, D, generator=generator(0)))
     assert quality["fvu"] < 1e-10
     assert quality["l0"] == D
+
+
+def test_the_plot_shows_copies_and_orthogonal_features() -> None:
+    rows = torch.cat([torch.eye(4)[:3], 2.0 * torch.eye(4)[:1]])  # the last is a longer copy of the first
+    made = Dictionary(
+        encoder=rows.T.contiguous(), decoder=rows, encoder_bias=torch.zeros(4), decoder_bias=torch.zeros(4)
+    )
+    (levels,) = made.plot()["series"].values()
+    assert (levels[0], levels[-1]) == (1.0, 0.0)
+    assert sorted(levels, reverse=True) == levels

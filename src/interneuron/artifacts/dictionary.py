@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -53,9 +53,8 @@ class Dictionary(Artifact):
     skip          [D O], for skip transcoders
     heads         heads of the site, whose vectors lie side by side in D (attn.z); 0 when it has no head axis
     target        site whose activations are reconstructed; "" for `site` itself
-    normalize     norm, taken from each vector itself: "none"; "layer_norm" (x - mean) / (std + 1e-5), undone with the
-    same
-                  mean and std; "constant_norm" x sqrt(D) / |x|. Other than "none", decoding needs x as well
+    normalize     norm, taken from each vector itself: "none"; "layer_norm" (x - mean) / (std + 1e-5), undone with
+                  the same mean and std; "constant_norm" x sqrt(D) / |x|. Other than "none", decoding needs x as well
 
     Raises ShapeError when the tensors do not fit together, InputError for an unknown activation or a missing k.
 
@@ -129,6 +128,27 @@ class Dictionary(Artifact):
             raise ShapeError(f"heads={self.heads} does not divide the width {d} of a dictionary [{d} {f}] -> {o}.")
         if self.center and o != d:
             raise InputError("center=True subtracts the decoder bias from the input, which has another width here.")
+
+    def plot(self) -> dict[str, Any]:
+        """How alike features are: the cosine of each one's decoder row with its nearest neighbour's, from high to low.
+
+        A dictionary whose features came apart lies low; copies of one feature stand at 1 on the left.
+        """
+        from interneuron.artifacts import plots
+
+        rows = torch.nn.functional.normalize(self.decoder.float(), dim=1)
+        nearest = []
+        for at in range(0, len(rows), 1024):
+            cosine = rows[at : at + 1024] @ rows.T
+            cosine[range(len(cosine)), range(at, at + len(cosine))] = -1.0  # a feature is no neighbour of itself
+            nearest.append(cosine.amax(1))
+        shares = torch.linspace(0, 1, 101)
+        levels = torch.cat(nearest).sort(descending=True).values[(shares * (len(rows) - 1)).long()]
+        x = [round(100 * float(share)) for share in shares]
+        series = {"nearest neighbour": levels.tolist()}
+        return plots.lines(
+            "How alike the features are", x, series, x_label="features, from the most alike, %", y_label="cosine"
+        )
 
     @property
     def n_features(self) -> int:

@@ -24,6 +24,7 @@ from interneuron.cli.model import load_quietly
 from interneuron.cli.picture import source_of, svg
 from interneuron.core.cards import FAMILIES, KINDS, Card, all_cards, find_card
 from interneuron.core.errors import InputError
+from interneuron.testing.subject import model_for
 
 DOCS = Path("docs")
 INDEX = "methods/all.md"
@@ -81,7 +82,7 @@ def picture(card: Card) -> str:
     module = importlib.import_module(card.claim_module)
     arguments: list[Any] = []
     if "model" in inspect.signature(module.example).parameters:
-        arguments.append(load_quietly(module.CLAIM.organism))
+        arguments.append(load_quietly(model_for(module.CLAIM.organism)))
     return svg(plot_of(module.example(*arguments), card.slug), source_hash(card))
 
 

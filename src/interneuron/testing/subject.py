@@ -55,13 +55,11 @@ class Subject:
     @cached_property
     def model(self) -> Model:
         """The organism the claim names, or `lm` when it runs on data alone; loaded once for all checks."""
-        from interneuron import organisms
-        from interneuron.loading import load
-
         if self._load is not None:
             return self._load(self.claim.organism)
-        known = {row.name for row in organisms.list()}
-        return load(self.claim.organism if self.claim.organism in known else "lm")
+        from interneuron.loading import load
+
+        return load(model_for(self.claim.organism))
 
     def run_example(self) -> Artifact:
         """Run the example once more and return what it made."""
@@ -87,6 +85,13 @@ class Subject:
     def apply(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Apply the method to tensors and return every tensor of the result by name."""
         return named_tensors(self.claim_file.apply(**tensors))
+
+
+def model_for(organism: str) -> str:
+    """The model an example runs on: the organism of its claim, or `lm` where the claim runs on data alone."""
+    from interneuron import organisms
+
+    return organism if organism in {row.name for row in organisms.list()} else "lm"
 
 
 def named_tensors(result: Any) -> dict[str, Tensor]:
