@@ -16,5 +16,7 @@ torch=$(grep '^torch==' "$(dirname "$0")/../../constraints.txt")
 "$2/$1/bin/pip" install --quiet --no-compile ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
 # shellcheck disable=SC2086
 "$2/$1/bin/pip" install --quiet --no-compile "$torch" $package
+# some of them bring a torchvision built for another torch, which transformers then fails to import
+"$2/$1/bin/pip" uninstall --quiet --yes torchvision 2> /dev/null || true
 "$2/$1/bin/pip" list --format=freeze | grep -iE "^(torch|${package%%[=[]*})==" | tr '\n' ' '
 echo "in $2/$1"
