@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_stays() -> Iterator[None]:
+    """Forget the plug-in a test wrote: the next one writes its own under the same name."""
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_methods"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

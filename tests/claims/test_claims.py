@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,12 +108,10 @@ def test_a_wrong_claim_is_refused() -> None:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(write_plugin(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    yield tmp_path
-    for name in [m for m in sys.modules if m.split(".")[0] == "my_methods"]:
-        del sys.modules[name]
+    return tmp_path
 
 
 def test_a_missed_gate_is_kept_and_shown(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

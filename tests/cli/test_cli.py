@@ -74,8 +74,6 @@ def test_show_prints_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monke
     assert "2 of 3 seeds: the moon is near" in lines[3]
     assert measured(card, None)[0].endswith("not run; interneuron claims run row_centre")
     assert sections(card)["Use"].lstrip().startswith("model = inn.load")
-    for name in [m for m in sys.modules if m.split(".")[0] == "my_methods"]:
-        del sys.modules[name]
 
 
 def test_search_goes_by_the_meaning_of_purposes() -> None:

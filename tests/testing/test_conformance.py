@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ def test_every_method_has_its_three_files(card: Card) -> None:
 
 
 @pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> Iterator[object]:
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> object:
     """A function that writes the plug-in with one piece of text replaced and returns what the suite finds."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -44,9 +42,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> I
         write_plugin(tmp_path, method, claim)
         return findings(find_card("row_centre"), load=stand_in)
 
-    yield run
-    for name in [m for m in sys.modules if m.split(".")[0] == "my_methods"]:
-        del sys.modules[name]
+    return run
 
 
 class StandIn:
