@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from letters import Letters
 
 from interneuron.artifacts import Direction, load_artifact
 from interneuron.core.errors import InputError
@@ -150,13 +151,6 @@ def test_mistakes_are_taught(change, match) -> None:
         controlled_effect(
             model=None, cost_items=range(4), cost=lambda edit, items: torch.zeros(len(items)), **{**right, **change}
         )
-
-
-class Letters:
-    pad_token_id = 0
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 31 + 1 for c in text]}
 
 
 def test_the_default_cost_is_the_loss_on_texts(tiny_lm: Model) -> None:

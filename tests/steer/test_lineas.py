@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from letters import letters_llama
 from scipy.stats import wasserstein_distance
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from interneuron.artifacts import load_artifact
 from interneuron.core.errors import InputError, ShapeError
@@ -63,22 +63,9 @@ def test_shrinking_by_hand() -> None:
     assert shrink(v, 0.0, 4.0).tolist() == [0.0, 0.0]
 
 
-class Letters:
-    pad_token_id = 0
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 31 + 1 for c in text]}
-
-
 @pytest.fixture(scope="module")
 def tiny_lm() -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-        )  # fmt: skip
-        return wrap(LlamaForCausalLM(config).eval(), tokenizer=Letters())
+    return letters_llama(n_layers=2)
 
 
 class OneLayer(nn.Module):

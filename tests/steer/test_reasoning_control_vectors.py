@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from letters import Letters, letters_llama
 
 from interneuron.artifacts import load_artifact
 from interneuron.core.errors import InputError, ShapeError
-from interneuron.model.load import wrap
 from interneuron.model.model import Model
 from interneuron.parts.steering_sweep import answer_log_probs, sweep_alpha
 from interneuron.steer.reasoning_control_vectors import ControlVectors, ReasoningVector, reading_vector
@@ -17,22 +16,9 @@ from interneuron.steer.reasoning_control_vectors import ControlVectors, Reasonin
 RIGHT, WRONG = ["abc", "dab", "bcaa", "cd"], ["abx", "day", "bcaz", "cw"]
 
 
-class Letters:
-    pad_token_id = 0
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 31 + 1 for c in text]}
-
-
 @pytest.fixture(scope="module")
 def model() -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-        )  # fmt: skip
-        return wrap(LlamaForCausalLM(config).eval(), tokenizer=Letters())
+    return letters_llama(n_layers=3)
 
 
 def hidden(model: Model, texts: list[str]) -> np.ndarray:

@@ -188,15 +188,8 @@ def steering(model: Model, material: Material, found: Found, budget: Budget) -> 
     rows, prices = effect.rows(), cost.rows()
     here, price = rows[at], prices[at]
     outside = not here["random_low"] <= here["effect"] <= here["random_high"]
-    times = float(f"{math.exp(min(abs(here['effect']), 50)):.2g}")
-    finding = (
-        f"At **{number(found.dose, True)}** the positive text becomes **{times:,g} times** "
-        f"{'likelier' if here['effect'] > 0 else 'less likely'} against the negative one "
-        f"({here['effect']:+.2f} nats, 95 % interval {here['effect_low']:+.2f} to {here['effect_high']:+.2f}). "
-        f"Random directions: {here['random']:+.2f}, 95 % between {here['random_low']:+.2f} and "
-        f"{here['random_high']:+.2f}, so "
-        f"the effect is **{'beyond' if outside else 'not beyond'}** what any push of that size does. The loss on "
-        f"{material.text_source} changes by **{price['effect']:+.3f}** nats per token, from "
+    finding = _steered(found.dose, here, outside) + (
+        f" The loss on {material.text_source} changes by **{price['effect']:+.3f}** nats per token, from "
         f"{float(cost.base.mean()):.2f}."
     )
     numbers: dict[str, Any] = {k: v for k, v in here.items() if k != "dose"}
@@ -234,6 +227,19 @@ def steering(model: Model, material: Material, found: Found, budget: Budget) -> 
         samples=samples(model, found, material.prompts),
         tables={"Effect by dose": rows, "Cost by dose": prices},
         fold=6,
+    )
+
+
+def _steered(dose: float, here: dict[str, float], outside: bool) -> str:
+    """What the chosen dose does, and whether chance does it as well."""
+    times = float(f"{math.exp(min(abs(here['effect']), 50)):.2g}")
+    return (
+        f"At **{number(dose, True)}** the positive text becomes **{times:,g} times** "
+        f"{'likelier' if here['effect'] > 0 else 'less likely'} against the negative one "
+        f"({here['effect']:+.2f} nats, 95 % interval {here['effect_low']:+.2f} to {here['effect_high']:+.2f}). "
+        f"Random directions: {here['random']:+.2f}, 95 % between {here['random_low']:+.2f} and "
+        f"{here['random_high']:+.2f}, so the effect is **{'beyond' if outside else 'not beyond'}** what any push of "
+        "that size does."
     )
 
 

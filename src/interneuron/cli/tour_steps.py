@@ -271,25 +271,13 @@ def sparsity_and_outliers(model: Model, activity: Activity, tokens: Tensor, sour
         x_label="layer",
         y_label="ratio",
     )
+    figures.append([ratio])
     if activity.sink is not None:
-        heads = [f"head {h}" for h in range(activity.sink.shape[1])]
-        sink = plots.heatmap(
-            "Attention paid to the first token",
-            activity.sink,
-            [f"layer {i}" for i in labels],
-            heads,
-            x_label="head",
-            y_label="",
-        )
-        sink |= {"percent": True, "high": 1.0}
-        sink["columns"] = [str(h) for h in range(len(heads))]
-        figures.append([ratio, sink])
+        figures[-1].append(_sink_map(activity.sink, labels))
         top = float(activity.sink.max())
         numbers |= {"sink_max": top, "sink_mean": float(activity.sink.mean()), "sink_if_even": activity.even}
         words.append(f"The strongest sink head sends **{number(top, True)}** of its attention to the first token (even "
                      f"attention: {number(activity.even, True)}).")  # fmt: skip
-    else:
-        figures.append([ratio])
     rows = [
         {"layer": layer.layer, "largest |x|": layer.largest, "median |x|": layer.median, "ratio": layer.ratio,
          "token": _token_at(model, tokens, layer), "position": layer.position, "channel": layer.channel}
@@ -311,6 +299,15 @@ def sparsity_and_outliers(model: Model, activity: Activity, tokens: Tensor, sour
         plots=figures,
         tables={"Largest activations of the residual stream": rows},
     )
+
+
+def _sink_map(sink: Tensor, labels: list[str]) -> dict[str, Any]:
+    """Attention to the first token, layer by head."""
+    heads = [str(h) for h in range(sink.shape[1])]
+    plot = plots.heatmap(
+        "Attention paid to the first token", sink, [f"layer {i}" for i in labels], heads, x_label="head", y_label=""
+    )
+    return plot | {"percent": True, "high": 1.0}
 
 
 def _token_at(model: Model, tokens: Tensor, layer: Any) -> str:

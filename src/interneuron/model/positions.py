@@ -342,7 +342,7 @@ def beam_search_runs() -> bool:
     nobody but the cache."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_beam_search":
+        if frame.f_code.co_name == "_beam_search" and frame.f_globals.get("__name__", "").startswith("transformers."):
             return True
         frame = frame.f_back
     return False
