@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interneuron.core.errors import InputError, UnsupportedModel
+from interneuron.core.errors import InputError
 from interneuron.model.edits import Apply, Edit
 from interneuron.parts.batches import batches
+from interneuron.parts.likelihood import token_log_probs
 
 if TYPE_CHECKING:
     from interneuron.model.model import Model
@@ -116,14 +117,7 @@ def kept(mask: Tensor, skip: int) -> Tensor:
 
 def token_losses(output: Any, ids: Tensor, mask: Tensor) -> Float[Tensor, "B T-1"]:
     """-log p(token_t | before) for t = 1..T-1, 0 at padding. Raises UnsupportedModel without logits per token."""
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
-        raise UnsupportedModel(
-            f"{type(output).__name__} has no logits per token: the next-token loss needs a causal language model, "
-            "loaded with its language-model head."
-        )
-    losses = -logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None].to(logits.device))[..., 0]
-    return losses * mask[:, 1:].to(losses)
+    return -token_log_probs(output, {"input_ids": ids, "attention_mask": mask})
 
 
 def _joined(rows: list[Tensor], skip: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from interneuron.core.errors import InputError
 from interneuron.core.progress import track
 from interneuron.model.model import Model
+from interneuron.parts.likelihood import token_log_probs
 
 
 def fisher_diagonal(model: Model, inputs: Any, labels: Tensor | None = None, batch_size: int = 1) -> dict[str, Tensor]:
@@ -64,11 +65,9 @@ def losses(model: Model, inputs: Any, labels: Tensor | None = None) -> Tensor:
     if labels is not None:
         return F.cross_entropy(_logits(model(inputs)), labels.to(model.device), reduction="none")
     _, prepared = model.prepare(inputs if isinstance(inputs, Tensor) else list(inputs))
-    ids = prepared["input_ids"]
-    log_probs = _logits(model(prepared))[:, :-1].float().log_softmax(-1)
-    real = prepared.get("attention_mask", torch.ones_like(ids))[:, 1:].to(log_probs.dtype)
-    told = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return -(told * real).sum(1) / real.sum(1).clamp_min(1)
+    told = token_log_probs(model(prepared), prepared)
+    counts = torch.ones_like(told) if "attention_mask" not in prepared else prepared["attention_mask"][:, 1:].to(told)
+    return -told.sum(1) / counts.sum(1).clamp_min(1)
 
 
 def _logits(output: Any) -> Tensor:

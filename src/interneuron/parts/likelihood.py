@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interneuron.core.errors import InputError
+from interneuron.core.errors import InputError, UnsupportedModel
 
 if TYPE_CHECKING:
     from interneuron.model.model import Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def text_log_probs(model: Model, texts: Sequence[str], edit: Any = None, batch_size: int = 64) -> Float[Tensor, " N"]:
     """log p of each text, in nats, under an edit (or none); the first token is given, not predicted.
 
-    Raises InputError for no texts or a model without a vocabulary of logits.
+    Raises InputError for no texts, UnsupportedModel for a model without logits per token.
     """
     if not texts:
         raise InputError("text_log_probs() was given no texts: pass at least one.")
@@ -101,18 +101,24 @@ def token_windows(model: Model, text: str, n: int = 8, length: int = 128) -> Int
     return torch.stack(rows).to(model.device)
 
 
-def _token_log_probs(model: Model, inputs: Any, edit: Any) -> Float[Tensor, "B T-1"]:
-    """log p(token_t | before) for t = 1..T-1; 0 at padding."""
-    _, named = model.prepare(inputs)
-    ids = named["input_ids"]
-    with torch.no_grad(), model.edit(*([] if edit is None else [edit])):
-        output = model(named)
-    logits = getattr(output, "logits", None)
+def token_log_probs(output: Any, named: Any) -> Float[Tensor, "B T-1"]:
+    """log p(token_t | before) for t = 1..T-1 from the output of a causal model and its arguments; 0 at padding.
+
+    Gradients flow where the output has them. Raises UnsupportedModel without logits per token.
+    """
+    ids, logits = named["input_ids"], getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
-        raise InputError(
-            f"{type(model.module).__name__} gives no logits per token: likelihoods need a causal language model, "
-            "loaded with its language-model head."
+        raise UnsupportedModel(
+            f"{type(output).__name__} has no logits per token: likelihoods need a causal language model, loaded with "
+            "its language-model head."
         )
-    log_probs = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    log_probs = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None].to(logits.device))[..., 0]
     mask = named.get("attention_mask")
-    return log_probs if mask is None else log_probs * mask[:, 1:]
+    return log_probs if mask is None else log_probs * mask[:, 1:].to(log_probs)
+
+
+def _token_log_probs(model: Model, inputs: Any, edit: Any) -> Float[Tensor, "B T-1"]:
+    """`token_log_probs` under an edit (or none), without gradients."""
+    _, named = model.prepare(inputs)
+    with torch.no_grad(), model.edit(*([] if edit is None else [edit])):
+        return token_log_probs(model(named), named)
