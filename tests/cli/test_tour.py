@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from interneuron.cli import report_svg, tour_direction, tour_material, tour_steps, tour_texts
+from interneuron.cli import report_svg, tour_direction, tour_material, tour_methods, tour_steps, tour_texts
 from interneuron.cli.report_page import Page, Section, render, rich
 from interneuron.cli.tour import material_for, open_model, take_tour, write
 from interneuron.core.errors import InputError
 
-SMALL = tour_steps.Budget(windows=2, length=32, controls=2, doses=(0.2, 0.4), layers=64, rows=2)
+SMALL = tour_steps.Budget(windows=2, length=32, controls=2, doses=(0.2, 0.4), layers=64, rows=2, tokens=8_000)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def toured(world_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_needs_nothing_else(toured: Path) -> None:
     page = (toured / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:link|img|iframe|script)\b|\bsrc=|\bhref=|url\(|https?://|@import", page)
-    assert page.count("<section>") == 8
+    assert page.count("<section>") == 11
     assert len(page) < 1_000_000
 
 
@@ -57,6 +58,9 @@ def test_the_json_holds_the_numbers_and_their_controls(toured: Path) -> None:
         "steer.cost": "steer.cost_random",
         "patch.peak_recovery": "patch.control_at_peak",
         "steer.judged pushed up": "steer.judged random",
+        "relp.r_relp": "relp.r_shuffled",
+        "features.recovered": "features.recovered_random",
+        "sparse.kl_wina_0.5": "sparse.kl_random_0.5",
     }
     assert set(pairs) | set(pairs.values()) <= set(numbers)
     assert numbers["check.worst_relative_error"] < 1e-5
@@ -68,7 +72,7 @@ def test_the_json_holds_the_numbers_and_their_controls(toured: Path) -> None:
 
 
 def test_the_shipped_model_is_steered_beyond_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    budget = tour_steps.Budget(windows=6, length=128, controls=4, doses=(0.7,), layers=64, rows=2)
+    budget = tour_steps.Budget(windows=6, length=128, controls=4, doses=(0.7,), layers=64, rows=2, tokens=8_000)
     monkeypatch.setattr(tour_steps.Budget, "of", staticmethod(lambda n: budget))
     model = open_model("lm")
     material = material_for(model, None, budget)
@@ -85,6 +89,29 @@ def test_the_shipped_model_is_steered_beyond_chance(monkeypatch: pytest.MonkeyPa
     assert numbers["judged pushed down"] < numbers["judged random"] - 0.1
     changed = [s for s in section.samples if len({text for _, text, _ in s.continuations[:3]}) > 1]
     assert len(changed) >= 2
+
+
+def test_methods_on_the_shipped_model() -> None:
+    budget = tour_steps.Budget(windows=6, length=128, controls=2, doses=(0.7,), layers=64, rows=8, tokens=30_000)
+    model = open_model("lm")
+    material = material_for(model, None, budget)
+    assert not {tuple(row) for row in material.corpus[:900].tolist()} & {tuple(row) for row in material.test.tolist()}
+    circuit = tour_methods.relevance(model, material.question, budget).numbers
+    assert circuit["r_relp"] > 0.8 > abs(circuit["r_shuffled"]) + 0.4
+    learned = tour_methods.features(model, material, budget).numbers
+    assert learned["recovered"] > 0.9 > learned["recovered_random"]
+    assert 0 < learned["l0"] <= learned["k"]
+    cut = tour_methods.sparse_decoding(model, material, budget).numbers
+    assert cut["kl_wina_0.5"] < cut["kl_teal_0.5"] < cut["kl_random_0.5"]
+    assert cut["kl_wina_0.25"] < cut["kl_wina_0.8"]
+
+
+def test_a_method_that_cannot_run_says_why(world_model: Path) -> None:
+    model = open_model(str(world_model))
+    few = dataclasses.replace(material_for(model, None, SMALL), corpus=torch.ones(4, 32, dtype=torch.long))
+    section = tour_methods.attempt(tour_methods.features, "Sparse features", model, few, SMALL)
+    assert "96 tokens" in section.finding and "--text" in section.finding
+    assert section.title == "Sparse features" and set(section.numbers) == {"not_done"}
 
 
 def test_refusals(world_model: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def take_tour(name: str, text: Path | None, console: Console) -> tuple[str, Repo
     Raises InputError for a model that is no causal language model, or a text that cannot be read.
     """
     from interneuron.cli import tour_direction as towards
+    from interneuron.cli import tour_methods as methods
     from interneuron.cli import tour_steps as steps
     from interneuron.parts.activity import activity
 
@@ -76,6 +77,14 @@ def take_tour(name: str, text: Path | None, console: Console) -> tuple[str, Repo
     with step("sparsity and outliers"):
         sections.append(steps.sparsity_and_outliers(model, measured, material.test, material.text_source))
     step.note(sections[-1])
+    for key, title, run, given in (
+        ("estimate", "The same effect, estimated", methods.relevance, (model, material.question, budget)),
+        ("sparse features", "Sparse features", methods.features, (model, material, budget)),
+        ("sparse decoding", "Sparse decoding", methods.sparse_decoding, (model, material, budget)),
+    ):
+        with step(key):
+            sections.append(methods.attempt(run, title, *given))
+        step.note(sections[-1])
     seconds = time.monotonic() - started
     return _page(name, model, sections, text, seconds), _report(name, model, sections, seconds)
 
@@ -146,7 +155,7 @@ def _report(name: str, model: Model, sections: list[Section], seconds: float) ->
     """All numbers, tables and plots of the page under the names of their steps."""
     from interneuron.artifacts import Report
 
-    keys = ("check", "sites", "read", "direction", "steer", "patch", "activity")
+    keys = ("check", "sites", "read", "direction", "steer", "patch", "activity", "relp", "features", "sparse")
     numbers: dict[str, Any] = {"model": name, "seconds": seconds}
     tables, plots = {}, {}
     for key, section in zip(keys, sections, strict=True):
@@ -174,7 +183,7 @@ def _page(name: str, model: Model, sections: list[Section], text: Path | None, s
     from interneuron.cli.report_page import Page, render
     from interneuron.cli.report_svg import number
 
-    check, sites, _, direction, steer, patch, _ = (section.numbers for section in sections)
+    check, sites, _, direction, steer, patch, *_ = (section.numbers for section in sections)
     title = Path(name).name if Path(name).is_dir() else name
     config: Any = model.module.config
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "n_head", None)

@@ -60,13 +60,17 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """Everything a tour needs beside the model. `select` and `test` are token windows [N T] of unrelated text."""
+    """Everything a tour needs beside the model.
+
+    `select` and `test` are token windows [N T] of unrelated text; `corpus` are windows of any text, to learn features.
+    """
 
     pairs: Pairs
     prompts: list[str]
     question: Question
     select: Tensor
     test: Tensor
+    corpus: Tensor
     text_source: str
     judged: Judged | None = None
 
@@ -84,6 +88,9 @@ def without_shared_end(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
             a, b = a[:-1], b[:-1]
         cut.append((" ".join(a), " ".join(b)))
     return cut
+
+
+CORPUS_WINDOWS = 600  # at most so many windows to learn features from
 
 
 def windows_of_text(model: Model, text: str, n: int, length: int) -> tuple[Tensor, Tensor]:
@@ -112,8 +119,11 @@ def read_text(path: Path) -> str:
 
 def generic(model: Model, text: Path | None, windows: int, length: int) -> Material:
     """Material for any English language model; `text` replaces the built-in prose on which costs are measured."""
+    from interneuron.parts.likelihood import token_windows
+
     fit, choose, test_pairs = tour_texts.feelings()
-    select, test = windows_of_text(model, read_text(text) if text else tour_texts.PROSE, windows, length)
+    prose = read_text(text) if text else tour_texts.PROSE
+    select, test = windows_of_text(model, prose, windows, length)
     return Material(
         pairs=Pairs(
             "good against bad feelings",
@@ -129,6 +139,7 @@ def generic(model: Model, text: Path | None, windows: int, length: int) -> Mater
         question=best_question(model),
         select=select,
         test=test,
+        corpus=token_windows(model, prose, min(max(len(prose) // (6 * length), 1), CORPUS_WINDOWS), length),
         text_source=text.name if text else "built-in prose",
     )
 

@@ -25,7 +25,7 @@ class Budget:
     """How much a tour measures: less on models with many parameters, so that it stays a matter of a minute or two.
 
     windows of `length` tokens of text, `controls` random directions, `doses` among which strength is chosen, at most
-    `layers` layers, and `rows` prompts for patching.
+    `layers` layers, `rows` prompts for patching, and `tokens` of text for a dictionary of features.
     """
 
     windows: int
@@ -34,13 +34,14 @@ class Budget:
     doses: tuple[float, ...]
     layers: int
     rows: int
+    tokens: int
 
     @staticmethod
     def of(n_parameters: int) -> Budget:
         """The budget for a model of this size."""
         if n_parameters < 30e6:
-            return Budget(6, 128, 6, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 64, 8)
-        return Budget(3, 64, 4, (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), 6, 4)
+            return Budget(6, 128, 6, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 64, 8, 60_000)
+        return Budget(3, 64, 4, (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), 6, 4, 8_000)
 
 
 def spread(n_layers: int, at_most: int) -> list[int]:

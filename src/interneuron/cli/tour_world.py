@@ -32,8 +32,9 @@ def tinyworld(model: Model, text: Path | None, windows: int, length: int) -> Mat
     from interneuron.organisms import tinyworld as world
 
     n, width = 2 * (windows * length // WIDTH), WIDTH
-    tokens = _windows(world.encode(read_text(text)), n, width) if text else _unrelated(world, n, width)
+    tokens = _windows(world.encode(read_text(text)), n, width) if text else _documents(world, n, width, UNRELATED)
     tokens = tokens.to(model.device)
+    corpus = _documents(world, CORPUS_ROWS, width).to(model.device)
     stories, endings = _stories(world)
     openings = [ending[0].rsplit(" ", 1)[0] for ending in endings[TEST:]]
     return Material(
@@ -52,6 +53,7 @@ def tinyworld(model: Model, text: Path | None, windows: int, length: int) -> Mat
         question=_indirect_object(model, world),
         select=tokens[0::2],
         test=tokens[1::2],
+        corpus=corpus,
         text_source=text.name if text else "Tinyworld documents without mood",
         judged=Judged(openings, "positive", world.judge.sentiment),
     )
@@ -59,6 +61,7 @@ def tinyworld(model: Model, text: Path | None, windows: int, length: int) -> Mat
 
 CHOOSE, TEST = 48, 72  # stories before CHOOSE fit, those from there to TEST choose, the others are reported on
 WIDTH = 32  # tokens a window: the documents of Tinyworld are short
+CORPUS_ROWS = 1900  # documents to learn features from
 
 
 def _stories(world: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -80,17 +83,18 @@ def _stories(world: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return stories, endings
 
 
-def _unrelated(world: Any, n: int, width: int) -> Tensor:
-    """The first `width` tokens of n documents that say nothing about mood.
+def _documents(world: Any, n: int, width: int, kinds: tuple[str, ...] = ()) -> Tensor:
+    """The first `width` tokens of n documents of some kinds (default: all).
 
     Each row is one document from its start: models of this world never saw several documents in one context.
     """
     import torch
 
     rows: list[list[int]] = []
-    for document in world.corpus(tokens=400 * n + 4000, seed=3):
+    tokens = 400 * n + 4000 if kinds else 100 * n
+    for document in world.corpus(tokens=tokens, seed=3 if kinds else 4):
         ids = world.encode(document.text)
-        if document.kind in UNRELATED and len(ids) >= width:
+        if len(ids) >= width and (not kinds or document.kind in kinds):
             rows.append(ids[:width])
     return torch.tensor(rows[:n])
 
