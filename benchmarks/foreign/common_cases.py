@@ -16,7 +16,7 @@ D, F = 8, 20
 TOLERANCE = 1e-6
 
 
-def rows(n: int = 12) -> Tensor:
+def rows(n: int = 8) -> Tensor:
     """The inputs [n D]."""
     return torch.randn(n, D, generator=torch.Generator().manual_seed(11))
 

@@ -136,3 +136,11 @@ def test_reading_a_file_checks_it_when_there_are_activations(tmp_path):
     assert any("repaired" in note for note in checked.notes)
     with pytest.raises(InputError, match="inputs"):
         formats.read(tmp_path / "d", model=inn.wrap(shared("llama")))
+
+
+def test_raw_output_and_contribution_are_said_to_be_untold_where_rows_cannot_tell():
+    raw, contribution = "layers.1.mlp.out", "layers.1.mlp.contribution"
+    here = TRUTH.replace(site=contribution)
+    assert f"pass rows of {raw} too" in check_fit(here, {contribution: X})[1].notes
+    assert "told apart" not in check_fit(here, {contribution: X, raw: X * 1.7 + 0.4})[1].notes
+    assert "told apart" not in check_fit(TRUTH, X)[1].notes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from foreign_cases import random_dictionary
 from typer.testing import CliRunner
@@ -9,6 +11,8 @@ from typer.testing import CliRunner
 from interneuron.artifacts import formats, load_artifact
 from interneuron.cli.main import app
 from interneuron.core.errors import InputError
+
+FOREIGN = Path(__file__).parents[1] / "artifacts" / "foreign"
 
 
 def run(*arguments):
@@ -43,6 +47,25 @@ def test_what_exists_is_not_replaced_and_mistakes_are_taught(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_cache_of_activations_becomes_a_store_and_goes_back(tmp_path):
+    pytest.importorskip("datasets")
+    cache = FOREIGN / "saelens_cache" / "cache"
+    assert run("convert", cache, tmp_path / "store", "--to", "interneuron").exit_code == 0
+    assert "a store of 24 rows" in run("inspect", tmp_path / "store").output
+    assert run("convert", tmp_path / "store", tmp_path / "back", "--to", "saelens_activations").exit_code == 0
+    assert formats.detect(tmp_path / "back").name == "saelens_activations"
+
+
+def test_latents_become_a_store_and_go_back(tmp_path):
+    latents = FOREIGN / "delphi" / "model.layers.1.mlp"
+    assert run("convert", latents, tmp_path / "store", "--to", "store").exit_code == 0
+    assert run("convert", tmp_path / "store", tmp_path / "layers.1.mlp", "--to", "delphi").exit_code == 0
+    again = formats.read(tmp_path / "layers.1.mlp").value
+    assert again.dense().equal(formats.read(latents).value.dense().float())
+    source = formats.write(random_dictionary(), tmp_path / "a", "saelens")
+    assert "a store holds" in str(run("convert", source, tmp_path / "b", "--to", "store").exception)
+
+
 def test_inspect_says_what_it_is(tmp_path):
     source = formats.write(random_dictionary(), tmp_path / "a", "saelens")
     done = run("inspect", source)
@@ -57,4 +80,6 @@ def test_inspect_says_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["convert", "inspect"])
 def test_help(name):
-    assert run(name, "--help").exit_code == 0
+    done = run(name, "--help")
+    assert done.exit_code == 0
+    assert f"Example: interneuron {name}" in done.output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,19 @@ def near(site: str) -> list[str]:
     if point in POINTS or point in TWINS:
         found += [f"layers.{layer}.{other}" for other in POINTS if other != point]
     return found
+
+
+def untold(sites: Sequence[str], given: Any) -> str:
+    """A warning where `given` (rows by site) has one of a block's raw output and its contribution, but not the other.
+
+    Rows of one of them cannot tell which of the two a dictionary was meant for.
+    """
+    twins = [(name.removesuffix(point), TWINS[point]) for name in sites for point in [split(name)[1]] if point in TWINS]
+    there = given if isinstance(given, Mapping) else {}
+    lacking = [head + twin for head, twin in twins if head + twin not in there]
+    if not lacking:
+        return ""
+    return f"; raw output and contribution were not told apart: pass rows of {' and '.join(lacking)} too, or model="
 
 
 def all_layers(site: str, n_layers: int) -> list[str]:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from interneuron.artifacts.base import Artifact
 from interneuron.artifacts.direction import Direction
+from interneuron.artifacts.pursuit import matching_pursuit
 from interneuron.core.errors import InputError, ShapeError
 
 if TYPE_CHECKING:
     from interneuron.model.edits import Edit
 
-Activation = Literal["relu", "topk", "jumprelu", "gated", "abstopk", "groupmax", "topafa"]
+Activation = Literal["relu", "topk", "jumprelu", "gated", "abstopk", "groupmax", "topafa", "pursuit"]
 Normalize = Literal["none", "layer_norm", "constant_norm"]
 
 
@@ -45,12 +46,14 @@ class Dictionary(Artifact):
              the k of largest |h|, with their signs       abstopk
              the largest of max(h, 0) in each of k equal groups of neighbours                                 groupmax
              the largest of max(h, 0), as many as bring |f| nearest to |x'|                       topafa
+             found one by one, each for what the others left of x' (`matching_pursuit`)          pursuit
         y  = norm^-1((f decoder + decoder_bias + x' skip) / scale)
 
     encoder       [D F]       decoder        [F O], O = D unless the target is another site (transcoder)
     encoder_bias  [F]         decoder_bias   [O]
     threshold     [F], for jumprelu          gate_bias, gate_scale   [F], for gated
     skip          [D O], for skip transcoders
+    residual, settles   when pursuit ends, see there; its most steps are k, 0 for D; it uses no encoder but decoder.T
     heads         heads of the site, whose vectors lie side by side in D (attn.z); 0 when it has no head axis
     target        site whose activations are reconstructed; "" for `site` itself
     normalize     norm, taken from each vector itself: "none"; "layer_norm" (x - mean) / (std + 1e-5), undone with
@@ -85,6 +88,8 @@ class Dictionary(Artifact):
     target: str = ""
     normalize: str = "none"
     heads: int = 0
+    residual: float = 0.0
+    settles: bool = True
 
     def validate(self) -> None:
         """Shapes that fit together, and the parts each activation needs."""
@@ -118,6 +123,8 @@ class Dictionary(Artifact):
             raise InputError(f"a {self.activation} dictionary needs 0 < k <= {f}, got k={self.k}.")
         if self.activation == "groupmax" and f % self.k:
             raise InputError(f"groupmax needs {f} features to fall into k={self.k} equal groups. Choose a divisor.")
+        if self.activation == "pursuit" and (o != d or not 0 <= self.residual < float("inf") or self.k < 0):
+            raise InputError(f"pursuit needs O = D, k >= 0, residual >= 0; got {o}, {d}, {self.k}, {self.residual}.")
         if self.normalize not in get_args(Normalize):
             raise InputError(f"normalize={self.normalize!r} is unknown: expected one of {get_args(Normalize)}.")
         if self.normalize != "none" and (o != d or self.target):
@@ -186,6 +193,8 @@ class Dictionary(Artifact):
     def encode(self, x: Tensor) -> Float[Tensor, "*batch F"]:
         """Feature activations of x [*batch D] (or [*batch H K] with heads), in the dtype of the dictionary."""
         x = self._centred(x)
+        if self.activation == "pursuit":
+            return matching_pursuit(x, self.decoder, self.k, self.residual, self.settles)
         h = x @ self.encoder
         if self.gate_bias is not None and self.gate_scale is not None:
             magnitude = torch.relu(h * torch.exp(self.gate_scale) + self.encoder_bias)
@@ -208,8 +217,8 @@ class Dictionary(Artifact):
         top = f.topk(self.k, dim=-1)
         return torch.zeros_like(f).scatter(-1, top.indices, top.values)
 
-    def decode(self, f: Float[Tensor, "*batch F"], x: Float[Tensor, "*batch D"] | None = None) -> Tensor:
-        """The reconstruction [*batch O] from features; a skip transcoder also needs x."""
+    def decode(self, f: Float[Tensor, "*batch F"], x: Tensor | None = None) -> Tensor:
+        """The reconstruction [*batch O] from features; a skip transcoder also needs x [*batch D], or [*batch H K]."""
         y = f @ self.decoder + self.decoder_bias
         if self.skip is not None:
             if x is None:
@@ -220,11 +229,13 @@ class Dictionary(Artifact):
             return y
         if x is None:
             raise InputError(f"this dictionary normalises each vector ({self.normalize}): call decode(f, x).")
+        if self.heads and x.shape[-2:] == (self.heads, self.d_in // self.heads):
+            x = x.flatten(-2)
         shift, _, factor = self._frame(x.to(self.encoder.dtype))
         return y * factor + shift
 
-    def reconstruct(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch O"]:
-        """decode(encode(x))."""
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(encode(x)) [*batch O], of x [*batch D], or [*batch H K] with heads."""
         return self.decode(self.encode(x), x)
 
     def quality(self, x: Float[Tensor, "N D"], target: Float[Tensor, "N O"] | None = None) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interneuron.artifacts.candidates import all_layers, existing, near, read_rows
+from interneuron.artifacts.candidates import all_layers, existing, near, read_rows, untold
 from interneuron.artifacts.dictionary import Dictionary
 from interneuron.artifacts.readings import ANOTHER_K, DECLARED, gain_refit, readings, same_output
 from interneuron.artifacts.report import Report
@@ -50,7 +50,7 @@ class Tried(NamedTuple):
     reading: str
     site: str
     target: str
-    dictionary: Dictionary
+    dictionary: Any
     fvu: float
     bias: float
     l0: float
@@ -87,13 +87,14 @@ def check_fit(
     stored = dictionary.encoder.dtype
     if stored in (torch.float16, torch.bfloat16):
         dictionary = dictionary.to(dtype=torch.float32)  # exact, as is the way back; sums in half precision are not
+    dictionary = _with_heads(dictionary, activations)
     rows = _rows(dictionary, activations)
     tried = _try_all(dictionary, rows, depth=1)
     if not any(_fits(t, dictionary, max_fvu) for t in tried):
         tried = _try_all(dictionary, rows, depth=2)
     tried.sort(key=lambda t: t.score)
     chosen, reason = _choose(dictionary, tried, rows, max_fvu, repair)
-    reason += _quirks(chosen, rows, dictionary)
+    reason += _quirks(chosen, rows, dictionary) + untold([str(dictionary.site), dictionary.target], activations)
     report = _report(tried, chosen, reason)
     notes = [*dictionary.fitted.get("notes", []), reason]
     fitted = {**dictionary.fitted, "notes": notes, "self_check": {"fvu": chosen.fvu, "l0": chosen.l0}}
@@ -113,9 +114,18 @@ def _quirks(chosen: Tried, rows: Mapping[str, Tensor], dictionary: Dictionary) -
     found = "" if _count(rows) >= FEW_ROWS else f"; fewer than {FEW_ROWS} rows do not show lost decoder norms"
     if not GAINS[0] <= gain <= (2 if dictionary.activation in ("relu", "gated") else GAINS[1]):
         found += f"; its features would fit better multiplied by {gain:.2g}: another scale, or other text"
-    if BIAS * chosen.bias > max(chosen.fvu, 0.01):
+    if _off_centre(chosen):
         found += "; its mean error is large beside the rest: a bias is missing, or this is other text"
     return found
+
+
+def _with_heads(dictionary: Dictionary, activations: Tensor | Mapping[str, Tensor]) -> Dictionary:
+    """With the heads of its site, where activations [... H K] show that its width is theirs side by side."""
+    x = activations if isinstance(activations, Tensor) else activations.get(str(dictionary.site))
+    if x is None or x.ndim < 3 or dictionary.heads or dictionary.decoder.shape[1] != dictionary.d_in:
+        return dictionary
+    heads, width = x.shape[-2:]
+    return dictionary.replace(heads=heads) if width < heads * width == dictionary.d_in else dictionary
 
 
 def _rows(dictionary: Dictionary, activations: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -241,7 +251,7 @@ def _choose(
             f"{_table([best, *rivals], max_fvu)}"
         )
     before = _numbers(declared) if declared is not None else "not measured"
-    if best.fvu > TRUSTED or (declared is not None and best.fvu > declared.fvu):
+    if best.fvu > TRUSTED or _off_centre(best) or (declared is not None and best.fvu > declared.fvu):
         raise SelfCheckFailed(
             f"{_name(dictionary)}: the declared reading is in doubt ({before}), and what scores better is not good "
             f"enough to be believed. {_table(tried, max_fvu)}"
@@ -257,6 +267,11 @@ def _choose(
     return best, (
         f"checked on {_count(rows)} rows: repaired to {what}{where}, {_numbers(best)}; as declared it is {before}"
     )
+
+
+def _off_centre(t: Tried) -> bool:
+    """Whether the mean error is large beside the rest, as it is where a reading fits by chance."""
+    return BIAS * t.bias > max(t.fvu, 0.01)
 
 
 def _numbers(t: Tried) -> str:
@@ -275,7 +290,7 @@ def _count(rows: Mapping[str, Tensor]) -> int:
     return len(next(iter(rows.values())))
 
 
-def _name(dictionary: Dictionary) -> str:
+def _name(dictionary: Any) -> str:
     return f"the dictionary [{dictionary.d_in} {dictionary.n_features}] for {dictionary.site or 'no site'}"
 
 

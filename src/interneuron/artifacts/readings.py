@@ -44,15 +44,16 @@ def _changes(d: Dictionary, x: Tensor) -> dict[str, tuple[str, Change]]:
     """Name -> (group, change); of one group only one change is made at a time."""
     out: dict[str, tuple[str, Change]] = {}
     square = d.encoder.shape[0] == d.encoder.shape[1]
-    if square:
+    if square and d.activation != "pursuit":
         out["encoder transposed"] = ("encoder", lambda v: v.replace(encoder=v.encoder.T.contiguous()))
     if d.decoder.shape[0] == d.decoder.shape[1]:
         out["decoder transposed"] = ("decoder", lambda v: v.replace(decoder=v.decoder.T.contiguous()))
     norm = d.decoder.norm(dim=1)
     if bool(((norm - 1).abs() > 1e-3).any()):
         out["decoder rows divided by their norms"] = ("norm", _unit_decoder)
-        out["encoder divided by decoder norms"] = ("norm", _divided_encoder)
-        out["encoder multiplied by decoder norms"] = ("norm", _multiplied_encoder)
+        if d.activation != "pursuit":
+            out["encoder divided by decoder norms"] = ("norm", _divided_encoder)
+            out["encoder multiplied by decoder norms"] = ("norm", _multiplied_encoder)
         if d.activation in ("topk", "abstopk"):
             out["features chosen by their norms"] = ("norm", lambda v: _unit_decoder(_multiplied_encoder(v)))
         if d.threshold is not None:

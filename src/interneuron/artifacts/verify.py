@@ -90,7 +90,7 @@ def _maker(artifact: Any, edit: Any, alpha: float) -> Callable[[Any], Any]:
     if isinstance(artifact, Dictionary) and not artifact.target:
         from interneuron.model.edits import Apply
 
-        return lambda value: Apply(value.site, lambda x: value.reconstruct(x).to(x.dtype))
+        return lambda value: Apply(value.site, lambda x: value.reconstruct(x).reshape(x.shape).to(x.dtype))
     raise InputError(
         f"a {type(artifact).__name__} has no edit of its own to compare. Pass edit=, a function of the artifact."
     )

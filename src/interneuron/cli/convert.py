@@ -9,7 +9,7 @@ import typer
 
 from interneuron.core.errors import InputError, InterneuronError
 
-NATIVE = "interneuron"
+NATIVE, STORE = "interneuron", "store"
 Options = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="NAME=VALUE for the format; repeat for several.")
 ]
@@ -18,7 +18,7 @@ Options = Annotated[
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="File or folder to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="Format to write; 'interneuron' for our own.")],
+    to: Annotated[str, typer.Option("--to", help="Format to write; 'interneuron' for our own, 'store' for rows.")],
     source_format: Annotated[str, typer.Option("--from", help="Format to read; default: look at the file.")] = "",
     model: Annotated[str, typer.Option(help="Model to check a dictionary on: id, folder or organism.")] = "",
     text: Annotated[Path | None, typer.Option(help="Text file for the check; a line is one input.")] = None,
@@ -28,14 +28,21 @@ def convert(
     option: Options = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Read a dictionary, direction, edit or latents of another tool and write it for another one."""
+    """Read a dictionary, direction, edit, latents or cached activations of one tool and write it for another.
+
+    Example: interneuron convert sae/layer_3 out --to sparsify --model gpt2 --text lines.txt
+    """
     from interneuron.artifacts import formats
 
+    if to not in (NATIVE, STORE):
+        formats.format_named(to)  # a misspelt name is said before anything is read
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists. Choose another name, or pass --overwrite.")
     options = {**_options(read_option), **_check(model, text)}
     value, name, notes = _read(source, source_format or None, options)
-    if to == NATIVE:
+    if to == STORE or (to == NATIVE and _is_rows(value)):
+        _save_rows(value, target)
+    elif to == NATIVE:
         _save(value, target)
     else:
         formats.write(value, target, to, **_options(option))
@@ -47,7 +54,10 @@ def convert(
 def inspect(
     path: Annotated[Path, typer.Argument(help="File or folder of any format.")],
 ) -> None:
-    """Say what a file or folder is: format, tensors, configuration; nothing is loaded that could be large."""
+    """Say what a file or folder is: format, tensors, configuration, and how it would be read.
+
+    Example: interneuron inspect sae/layer_3
+    """
     from interneuron.artifacts import formats
 
     found = formats.inspect(path)
@@ -83,6 +93,10 @@ def _read(source: Path, source_format: str | None, options: dict[str, Any]) -> t
     from interneuron.artifacts import formats, load_artifact
 
     native = (source / "artifact.json").is_file() or source.name == "artifact.json"
+    if source_format in (None, STORE) and (source / "manifest.log").is_file():
+        from interneuron.store import Store
+
+        return Store.open(source), STORE, ()
     if source_format == NATIVE or (source_format is None and native):
         return load_artifact(source), NATIVE, ()
     if source_format is None and (source / "edit.json").is_file():
@@ -91,6 +105,26 @@ def _read(source: Path, source_format: str | None, options: dict[str, Any]) -> t
         return load_edit(source), NATIVE, ()
     found = formats.read(source, source_format, **options)
     return found.value, found.format, found.notes
+
+
+def _is_rows(value: Any) -> bool:
+    from interneuron.artifacts.formats.activation_stores import CachedActivations
+
+    return isinstance(value, CachedActivations)
+
+
+def _save_rows(value: Any, target: Path) -> None:
+    from interneuron.artifacts.formats.activation_stores import store_from_latents
+    from interneuron.artifacts.latents import Latents
+
+    if _is_rows(value):
+        value.to_store(target)
+    elif isinstance(value, Latents):
+        store_from_latents(value, target)
+    else:
+        raise InputError(
+            f"a store holds cached activations or latents, this is a {type(value).__name__}. Use --to {NATIVE}."
+        )
 
 
 def _save(value: Any, target: Path) -> None:

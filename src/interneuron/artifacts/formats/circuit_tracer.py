@@ -184,11 +184,10 @@ def _write(value: Any, path: Path) -> Path:
         return _describe(path, "transcoder_set", next(iter(value.values())).fitted)
     if not isinstance(value, Dictionary) or value.decoder.shape[1] != value.d_in:
         raise InputError(f"circuit-tracer holds transcoders of one width, got a {type(value).__name__}.")
-    if value.center or value.normalize != "none" or value.activation not in ("relu", "jumprelu", "topk"):
+    if value.center or value.normalize != "none" or value.activation not in ("relu", "jumprelu"):
         raise InputError(
-            "circuit-tracer neither centres nor normalises and knows relu, jumprelu and top-k; this has "
-            f"{value.activation}, "
-            f"center={value.center}, normalize={value.normalize!r}. Write it as saelens."
+            "circuit-tracer neither centres nor normalises, and reads every file as relu or jumprelu; this has "
+            f"{value.activation}, center={value.center}, normalize={value.normalize!r}. Write it as saelens."
         )
     if value.scale != 1:
         value = fold_scale(value)

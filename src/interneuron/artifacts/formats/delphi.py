@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from interneuron.artifacts.formats import names
+from interneuron.artifacts.formats.activation_stores import latents_from_store
 from interneuron.artifacts.formats.format import Format
 from interneuron.artifacts.latents import Latents
 from interneuron.core import files
 from interneuron.core.errors import ArtifactError, InputError, ShapeError
+from interneuron.store import Store
 
 CONFIG = "config.json"
 _PART = re.compile(r"(\d{1,9})_(\d{1,9})\.safetensors")
@@ -91,6 +93,8 @@ def _read(path: Path, notes: list[str], *, hookpoint: str = "", site: str = "") 
 
 def _write(value: Any, path: Path, *, n_splits: int = 1) -> Path:
     """n_splits: how many files, when it was not read from several."""
+    if isinstance(value, Store):
+        value = latents_from_store(value)
     if not isinstance(value, Latents) or not value.n_features:
         raise InputError(f"delphi holds Latents with a known number of features, got a {type(value).__name__}.")
     edges = torch.linspace(0, value.n_features, n_splits + 1).long().tolist()
@@ -102,7 +106,7 @@ def _write(value: Any, path: Path, *, n_splits: int = 1) -> Path:
         small = not len(where) or int(where.max()) < 2**16
         part = {
             "locations": where.to(torch.uint16 if small else torch.uint32),
-            "activations": value.activations[inside],
+            "activations": _for_numpy(value.activations[inside]),
         }
         if value.tokens is not None:
             part["tokens"] = value.tokens
@@ -110,6 +114,10 @@ def _write(value: Any, path: Path, *, n_splits: int = 1) -> Path:
     foreign = value.fitted.get("foreign", {})
     files.write_json(path / CONFIG, foreign.get("config", {}) if foreign.get("format") == "delphi" else {})
     return path
+
+
+def _for_numpy(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.dtype == torch.bfloat16 else values  # its reader goes through NumPy, which has none
 
 
 FORMAT = Format(

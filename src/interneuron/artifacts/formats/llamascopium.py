@@ -2,7 +2,8 @@
 
 `W_E` [D F], `b_E` [F], `W_D` [F D], `b_D` [D]; JumpReLU adds `activation_function.log_jumprelu_threshold` [F]; scalars
 `dataset_average_activation_norm.HOOK` say by what the activations were divided in training (to the norm sqrt(D)). The
-input is not centred. With `sparsity_include_decoder_norm` (the default) features are gated by |d_i| h_i.
+input is not centred. With `sparsity_include_decoder_norm` (the default) features are gated by |d_i| h_i: jumprelu
+thresholds are divided by |d_i|, top-k is folded into unit decoder rows.
 """
 
 from __future__ import annotations
@@ -76,18 +77,16 @@ def _read(path: Path, notes: list[str], *, site: str = "", target: str = "") -> 
     )
     if not transcodes:
         dictionary = dictionary.replace(encoder=settle_square(dictionary.encoder, dictionary.decoder, what, notes))
-    if config.get("sparsity_include_decoder_norm", True) and activation != "relu":
+    if config.get("sparsity_include_decoder_norm", True) and activation == "topk":
         notes.append(
             "sparsity_include_decoder_norm: decoder norms were folded into the encoder, features are |d_i| h_i"
         )
-        dictionary = fold_unscaled_threshold(dictionary)
+        dictionary = fold_norms(dictionary)
+    elif config.get("sparsity_include_decoder_norm", True) and dictionary.threshold is not None:
+        notes.append("sparsity_include_decoder_norm: thresholds were divided by decoder norms, features are h_i")
+        norm = dictionary.decoder.norm(dim=1).clamp_min(1e-8)
+        dictionary = dictionary.replace(threshold=dictionary.threshold / norm)
     return _unscale(dictionary, config, average, hook_in, hook_out, what, notes)
-
-
-def fold_unscaled_threshold(dictionary: Dictionary) -> Dictionary:
-    """`fold_norms` where the threshold is already compared with |d_i| h_i."""
-    folded = fold_norms(dictionary)
-    return folded if dictionary.threshold is None else folded.replace(threshold=dictionary.threshold)
 
 
 def _unscale(

@@ -10,8 +10,9 @@ from typing import Any
 from interneuron.artifacts.formats.format import Format, Imported
 from interneuron.core import files, strict_json
 from interneuron.core.errors import ArtifactError, InputError, InterneuronError, did_you_mean
+from interneuron.store import Store
 
-NATIVE = "interneuron"
+NATIVE, MANIFEST = "interneuron", "manifest.log"
 
 
 def all_formats() -> dict[str, Format]:
@@ -103,17 +104,27 @@ def read(
 def _check(value: Any, activations: Any, model: Any, inputs: Any, notes: list[str]) -> Any:
     from interneuron.artifacts.dictionary import Dictionary
     from interneuron.artifacts.fit_check import check_fit, check_on_model
+    from interneuron.artifacts.sequence_check import check_sequences, check_sequences_on_model
+    from interneuron.artifacts.temporal import TemporalDictionary
 
     if isinstance(value, dict):
         return {name: _check(member, activations, model, inputs, notes) for name, member in value.items()}
+    if activations is None and inputs is None:
+        raise InputError("model= was given without inputs=. Give a few texts or tokens to run it on.")
+    if isinstance(value, TemporalDictionary):
+        checked, report = (
+            check_sequences(value, activations)
+            if activations is not None
+            else check_sequences_on_model(value, model, inputs)
+        )
+        notes.append(report.notes)
+        return checked
     if not isinstance(value, Dictionary):
         raise InputError(
             f"a {type(value).__name__} cannot be checked on activations, only a dictionary. Leave them out."
         )
     if activations is not None:
         checked, report = check_fit(value, activations)
-    elif inputs is None:
-        raise InputError("model= was given without inputs=. Give a few texts or tokens to run it on.")
     else:
         checked, report = check_on_model(value, model, inputs)
     notes.append(report.notes)
@@ -150,6 +161,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "tensors": (document.get("tensors") or {}).get("entries", {}),
             "config": document.get("fields", {}),
         }
+    if (where / MANIFEST).is_file():
+        store = Store.open(where)
+        columns = {name: store[name].column for name in store.sites}
+        return {
+            "path": str(where), "format": NATIVE, "title": f"a store of {store.n_rows:,} rows",
+            "tensors": {name: {"dtype": c.dtype, "shape": [store.n_rows, *c.shape]} for name, c in columns.items()},
+            "config": store.identity,
+        }  # fmt: skip
     found = detect(where)
     out: dict[str, Any] = {"path": str(where), "format": found.name, "title": found.title, "holds": list(found.holds)}
     out["tensors"], out["config"] = {}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -105,6 +106,20 @@ def width(value: Any, found: int, name: str, what: str) -> int:
             "The configuration belongs to another file; download both again."
         )
     return found
+
+
+def whole(value: Any, name: str, what: str) -> int:
+    """`value` if it is a whole number, not negative; a truth value, text or nothing is none."""
+    if type(value) is not int or value < 0:
+        raise ArtifactError(f"{what}: {name}={str(value)[:20]!r} is no whole number. Correct the configuration.")
+    return value
+
+
+def number(value: Any, name: str, what: str) -> float:
+    """`value` if it is a finite number, not negative."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ArtifactError(f"{what}: {name}={str(value)[:20]!r} is no number from 0 on. Correct the configuration.")
+    return float(value)
 
 
 def build(what: str, **parts: Any) -> Dictionary:
