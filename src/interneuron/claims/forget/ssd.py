@@ -1,19 +1,21 @@
 """Selective synaptic dampening on handwritten digits: one digit is forgotten, the others stay.
 
-Three networks (64-256-128-10) a seed, each trained on another split and made to forget another digit, with exact Fisher
-diagonals. Compared is the accuracy on the forgotten digit's test scans with that after shrinking as many weights at
-random by the same factors. A network trained without the digit is shown beside it. Second, reported only: `cnn` on four
-shapes, one of them forgotten.
+A network (64-256-128-10) a seed, trained on its own split and made to forget its own digit, with exact Fisher diagonals
+and the threshold 5 of the check. Compared is the accuracy on the forgotten digit's test scans with that after shrinking
+as many weights at random by the same factors. A network trained without the digit is shown beside it. Second, reported
+only: `cnn` on four shapes, one of them forgotten.
 
-Deviation: the check fixes the threshold at 5 (the data hold the digit at a tenth, so 10 could select nothing). How much
-a network must give up differs from one to the next, and at 5 about a third of them kept the digit. So the threshold is
-the largest of 5, 4, 3, 2 and 1.5 that brings accuracy on the *training* scans of the digit to 0.02 or less; no test
-scan has a say. The thresholds used are among the extra numbers.
+The network is trained as in the authors' code: SGD with momentum 0.9, weight decay 5e-4, batches of 64 and a learning
+rate of 0.1 that falls fivefold after 60, 120 and 160 of 200 epochs. Weight decay matters: without it nearly every scan
+is fitted so well that a few badly fitted ones carry the Fisher diagonal, and a third of the networks kept the digit at
+any threshold. With it eleven of twelve networks of other seeds lost the digit altogether at this threshold; the twelfth
+kept four scans of 36.
+
+Deviation: the check's bound on the median over seeds is asked of every seed, which is stricter.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -38,44 +40,36 @@ CLAIM = Claim(
     better="lower",
     unit="accuracy on what is forgotten",
     minutes=1.5,
-    why=(
-        "The digit is forgotten in most networks, at little cost to the others, and never by random dampening; but "
-        "some networks keep up to all of it, at any threshold. Our reading, not measured: nearly every scan is fitted "
-        "so well that a few badly fitted ones carry the Fisher diagonal, and the weights selected are theirs. Training "
-        "for 120 to 1,200 steps and thresholds from 5 to 1.5 were tried on other seeds; each left some networks so."
-    ),
 )
 
-NETWORKS = 3
-THRESHOLDS = (5.0, 4.0, 3.0, 2.0, 1.5)
-FORGOTTEN = 0.02
-STEPS = 600
+THRESHOLD = 5.0
+EPOCHS, BATCH, RATE, MOMENTUM, DECAY = 200, 64, 0.1, 0.9, 5e-4
+MILESTONES = (0.3, 0.6, 0.8)  # of the epochs
 SHAPES = ("circle", "square", "triangle", "star")
 N_IMAGES = 240
 
 
 def claim(seed: int) -> Comparison:
-    """Measure accuracies before and after, for three networks."""
-    runs = [_digit(NETWORKS * seed + i) for i in range(NETWORKS)]
-    drops = [run["retain before"] - run["retain after"] for run in runs]
-    means = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
+    """Measure accuracies before and after, and the same on shapes."""
+    run = _digit(seed)
+    fall = run["retain before"] - run["retain after"]
     return Comparison(
-        ours=[run["forget after"] for run in runs],
-        control=[run["forget after random"] for run in runs],
+        ours=run["forget after"],
+        control=run["forget after random"],
         gates={
-            "the forgotten digit's accuracy is <= 0.05": all(run["forget after"] <= 0.05 for run in runs),
-            "accuracy on the others falls by <= 0.06 in each network": max(drops) <= 0.06,
-            "accuracy on the others falls by <= 0.03 in the median": statistics.median(drops) <= 0.03,
-            "random dampening leaves the digit's accuracy >= 0.5": all(r["forget after random"] >= 0.5 for r in runs),
+            "the forgotten digit's accuracy is <= 0.05": run["forget after"] <= 0.05,
+            "accuracy on the others falls by <= 0.06 under each seed": fall <= 0.06,
+            "accuracy on the others falls by <= 0.03 (asked of the median)": fall <= 0.03,
+            "random dampening leaves the digit's accuracy >= 0.5": run["forget after random"] >= 0.5,
         },
-        extra={**means, **_shape(seed)},
+        extra={**run, **_shape(seed)},
     )
 
 
 def example() -> WeightDelta:
     """Make a small trained network forget the digit 3."""
     data = digits("train", n=300)
-    model = _train(data.flat, data.labels, seed=0, steps=60)
+    model = _train(data.flat, data.labels, seed=0, epochs=12)
     chosen = data.labels == 3
     return SSD(threshold=3.0, batch_size=8).fit(
         model, data.flat, data.flat[chosen], labels=data.labels, forget_labels=data.labels[chosen]
@@ -85,10 +79,12 @@ def example() -> WeightDelta:
 def _digit(seed: int) -> dict[str, float]:
     train, test = digits("train", seed=seed), digits("test", seed=seed)
     gone = seed % 10
-    model = _train(train.flat, train.labels, seed, STEPS)
-    retrained = _train(train.flat[train.labels != gone], train.labels[train.labels != gone], seed, STEPS)
+    model = _train(train.flat, train.labels, seed)
+    retrained = _train(train.flat[train.labels != gone], train.labels[train.labels != gone], seed)
     chosen = train.labels == gone
-    delta = _forget(model, train.flat, train.labels, chosen)
+    delta = SSD(threshold=THRESHOLD).fit(
+        model, train.flat, train.flat[chosen], labels=train.labels, forget_labels=train.labels[chosen]
+    )
     mine, others = test.labels == gone, test.labels != gone
     found = {}
 
@@ -108,19 +104,7 @@ def _digit(seed: int) -> dict[str, float]:
         with _random_like(delta, model, seed).applied(model):
             score("after random", model)
     found["share of weights changed"] = delta.selected_fraction
-    found["threshold"] = delta.fitted["threshold"]
     return found
-
-
-def _forget(model: Model, x: Tensor, y: Tensor, chosen: Tensor) -> WeightDelta:
-    """The change by the largest threshold under which the digit's training samples go unrecognised, or by the last."""
-    for threshold in THRESHOLDS:
-        delta = SSD(threshold=threshold).fit(model, x, x[chosen], labels=y, forget_labels=y[chosen])
-        with torch.no_grad(), delta.applied(model):
-            known = float((model(x[chosen]).argmax(-1) == y[chosen]).float().mean())
-        if known <= FORGOTTEN:
-            break
-    return delta
 
 
 def _shape(seed: int) -> dict[str, float]:
@@ -158,22 +142,32 @@ def _random_like(delta: WeightDelta, model: Model, seed: int) -> WeightDelta:
     return delta.replace(index=index, before=before, after={name: before[name] * factors[name] for name in index})
 
 
-def _train(x: Tensor, y: Tensor, seed: int, steps: int) -> Model:
+def _train(x: Tensor, y: Tensor, seed: int, epochs: int = EPOCHS) -> Model:
     rng = generator(seed)
-    widths = (x.shape[1], 256, 128, 10)
-    layers: list[tuple[str, nn.Module]] = []
-    for i, (d_in, d_out) in enumerate(pairwise(widths)):
-        layer = nn.Linear(d_in, d_out, device="meta").to_empty(device="cpu")
-        with torch.no_grad():
-            layer.weight.copy_(torch.randn(d_out, d_in, generator=rng) * (2 / d_in) ** 0.5)
-            layer.bias.zero_()
-        layers += [(f"linear{i}", layer), (f"relu{i}", nn.ReLU())]
-    net = nn.Sequential(OrderedDict(layers[:-1]))
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (64,), generator=rng)
+    net = _network(x.shape[1], rng)
+    optimiser = torch.optim.SGD(net.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    count = len(x) // BATCH
+    order = torch.arange(len(x))
+    for step in range(epochs * count):
+        epoch, batch = divmod(step, count)
+        order = torch.randperm(len(x), generator=rng) if batch == 0 else order
+        passed = sum(epoch >= share * epochs for share in MILESTONES)
+        optimiser.param_groups[0]["lr"] = RATE * 0.2**passed * min((step + 1) / count, 1.0)
+        rows = order[batch * BATCH : (batch + 1) * BATCH]
         optimiser.zero_grad()
         F.cross_entropy(net(x[rows]), y[rows]).backward()
         optimiser.step()
     net.zero_grad(set_to_none=True)
     return inn.wrap(net.eval())
+
+
+def _network(d_in: int, rng: torch.Generator) -> nn.Sequential:
+    widths = (d_in, 256, 128, 10)
+    layers: list[tuple[str, nn.Module]] = []
+    for i, (before, after) in enumerate(pairwise(widths)):
+        layer = nn.Linear(before, after, device="meta").to_empty(device="cpu")
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(after, before, generator=rng) * (2 / before) ** 0.5)
+            layer.bias.zero_()
+        layers += [(f"linear{i}", layer), (f"relu{i}", nn.ReLU())]
+    return nn.Sequential(OrderedDict(layers[:-1]))
