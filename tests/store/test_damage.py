@@ -13,7 +13,7 @@ import pytest
 from store_workloads import BATCH, COLUMNS, LATER, capture, rows
 
 from interneuron.core.errors import CorruptStore, StoreError
-from interneuron.store import Store
+from interneuron.store import Column, Store, StoreWriter
 from interneuron.store.system import System
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -218,3 +218,49 @@ def test_a_later_format_is_refused_with_advice(made: Path, ram_path: Path, monke
 def test_a_folder_without_a_store_is_named(ram_path: Path) -> None:
     with pytest.raises(StoreError, match="no store here"):
         Store.open(ram_path)
+
+
+@pytest.fixture
+def long(ram_path: Path) -> Path:
+    """One part of 60 rows of 16 KiB: 15 checksum blocks."""
+    folder = ram_path / "long"
+    with StoreWriter(folder, (Column("x", "float32", (4096,)),), {}) as out:
+        out.append({"x": np.arange(60 * 4096, dtype=np.float32).reshape(60, 4096)})
+    return folder
+
+
+def first_touch(folder: Path, a: int, b: int, check: bool = True) -> str:
+    """Read rows `a:b` of a store just opened."""
+    try:
+        got = Store.open(folder, check=check)["x"][a:b].numpy()
+    except CorruptStore:
+        return "found"
+    return "harmless" if (got == np.arange(60 * 4096).reshape(60, 4096)[a:b]).all() else "missed"
+
+
+def flipped_reads(folder: Path, check: bool = True) -> dict[str, int]:
+    rng, found = random.Random(7), {"found": 0, "harmless": 0, "missed": 0}
+    shard = next((folder / "data").glob("*.c01.act"))
+    for _ in range(300):
+        a = rng.randrange(0, 30)
+        b = rng.randrange(a + 1, 61)
+        at, bit = rng.randrange(4096 + a * 16384, 4096 + b * 16384), 1 << rng.randrange(8)
+        with shard.open("r+b") as file:
+            for expected in ("flip", "back"):
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ bit]))
+                file.flush()
+                if expected == "flip":
+                    found[first_touch(folder, a, b, check)] += 1
+        assert first_touch(folder, a, b) == "harmless"
+    return found
+
+
+def test_flips_are_found_in_slices_of_many_blocks(long: Path) -> None:
+    assert flipped_reads(long) == {"found": 300, "harmless": 0, "missed": 0}
+
+
+def test_control_they_are_missed_without_checks(long: Path) -> None:
+    assert flipped_reads(long, check=False)["missed"] == 300

@@ -55,12 +55,28 @@ def test_slices_rows_and_indices(store: Store) -> None:
     index = np.random.default_rng(0).integers(-ROWS, ROWS, 700)
     assert torch.equal(rows[index], x[index])
     assert torch.equal(rows[torch.from_numpy(np.sort(index))], x[np.sort(index)])
+    assert torch.equal(store["h"][index], x[index].reshape(-1, 4, 6).bfloat16())
+    assert torch.equal(store["q"][index], store["q"][:][index])
+    assert len(rows[np.array([], np.int64)]) == 0
     assert torch.equal(rows[17], x[17])
     assert torch.equal(rows[np.arange(ROWS) % 2 == 0], x[::2])
     assert torch.equal(store["h"][100:200], x[100:200].reshape(-1, 4, 6).bfloat16())
     assert (store["q"][:] - x).abs().max() <= x.abs().amax() / 254 + 1e-6
     assert store.tokens[3] == 3
     assert store.positions[2500:2503].tolist() == [50, 51, 52]
+
+
+def test_rows_in_any_order_are_checked(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path, tmp_path / "s")
+    shard = sorted((tmp_path / "s" / "data").glob("*.c01.act"))[4]
+    content = bytearray(shard.read_bytes())
+    content[4096 + 5 * WIDTH * 4] ^= 1
+    shard.write_bytes(content)
+    index = np.random.default_rng(0).permutation(ROWS)
+    with pytest.raises(CorruptStore, match=f"{shard.name}: block 0"):
+        Store.open(tmp_path / "s")["x"][index]
+    unchecked = Store.open(tmp_path / "s", check=False)["x"][index]  # the control: nobody looks
+    assert not torch.equal(unchecked, torch.from_numpy(truth())[index])
 
 
 def test_rows_belong_to_the_caller(store: Store) -> None:

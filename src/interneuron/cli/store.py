@@ -68,7 +68,8 @@ def verify(folder: Folder) -> None:
     for problem in problems:
         typer.echo(problem)
     if any("harmless" not in problem for problem in problems):
-        raise CorruptStore(f"{folder}: {len(problems)} problems. Restore the files named above from a copy.")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise CorruptStore(f"{folder}: {count}. Restore the files named above from a copy.")
     typer.echo(f"{folder}: {store.n_rows:,} rows of {len(store.sites)} sites, every byte as it was written")
 
 

@@ -1,8 +1,8 @@
-"""One column's way to disk: rows gather in two page-aligned buffers and leave them while the other one fills."""
+"""One column's way to disk: rows gather in a ring of page-aligned buffers and leave them while the next one fills."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -15,6 +15,8 @@ from interneuron.store.system import System, page_buffer, pwrite_all, retry
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_SMALL, _LARGE, _DEPTH = 2 * CRC_BLOCK, 8 << 20, 8
 
 
 class Inline(Executor):
@@ -69,32 +71,31 @@ class Lane:
     """Rows of one column in memory and the shard they go to.
 
     `reserve` hands out the place where the next rows belong, so that a capture can write them there directly; `advance`
-    says that they are in. A full buffer is checksummed while the processor's cache still has it, and written by the
-    pool while the other one fills.
+    says that they are in, and checksums them while the processor's cache still has them. A full buffer is written by
+    the pool while the next one of the ring fills.
     """
 
-    def __init__(self, system: System, column: Column, pool: Executor, buffer_bytes: int) -> None:
+    def __init__(self, system: System, column: Column, pool: Executor, buffers: list[memoryview]) -> None:
         self.system, self.column, self.pool = system, column, pool
-        size = max(padded(buffer_bytes), 2 * CRC_BLOCK)
-        self._buffers = [page_buffer(size), page_buffer(size)]
-        self._busy: list[Future[None] | None] = [None, None]
+        self._buffers = buffers
+        self._busy: list[Future[None] | None] = [None] * len(buffers)
         self._dtype, self._row_bytes = column.numpy, column.row_bytes
         self._expected = 0
         self._now = 0
-        self._fill = 0
+        self._fill = self._summed = 0  # bytes in the present buffer: rows, and those that are checksummed
         self._flushed = 0
         self._shard: OpenShard | None = None
 
     @property
     def memory(self) -> int:
-        """Bytes of both buffers."""
+        """Bytes of all buffers."""
         return sum(len(b) for b in self._buffers)
 
     def start(self, path: str, rows: int) -> None:
         """Open a new shard at `path`, for about `rows` rows."""
         self._expected = PAGE + padded(rows * self._row_bytes)
         self._shard = OpenShard(path, self.system.create(path), self.column)
-        self._fill = self._flushed = 0
+        self._fill = self._summed = self._flushed = 0
         self._free(self._now)
 
     def reserve(self, rows: int) -> np.ndarray:
@@ -102,12 +103,12 @@ class Lane:
         need = rows * self._row_bytes
         if self._fill + need > len(self._buffers[self._now]):
             self._turn(need)
-        view = self._buffers[self._now][self._fill : self._fill + need]
-        return np.frombuffer(view, self._dtype, rows)
+        return np.frombuffer(self._buffers[self._now], self._dtype, rows, self._fill)
 
     def advance(self, rows: int) -> None:
         """The reserved rows are written."""
         self._fill += rows * self._row_bytes
+        self._checksum(self._fill // CRC_BLOCK * CRC_BLOCK)
 
     def finish(self) -> OpenShard:
         """Send off the last rows and hand the shard over; the lane may then start another."""
@@ -115,17 +116,18 @@ class Lane:
         assert shard is not None
         end = padded(self._fill)
         buffer[self._fill : end] = bytes(end - self._fill)
+        self._checksum(end)
         self._flush(end)
-        self._now = 1 - self._now
+        self._now = (self._now + 1) % len(self._buffers)
         self._shard = None
         return shard
 
     def abandon(self) -> OpenShard | None:
         """Give up the open shard: wait until nothing writes to it and close it."""
-        for future in self._busy:
+        shard, self._shard = self._shard, None
+        for future in [*self._busy, *(shard.writes if shard is not None else ())]:
             if future is not None:
                 future.exception()
-        shard, self._shard = self._shard, None
         if shard is not None:
             shard.close(self.system)
         return shard
@@ -136,27 +138,51 @@ class Lane:
             future.result()
 
     def _turn(self, need: int) -> None:
-        """Flush whole checksum blocks, carry the rest to the other buffer and go on there."""
+        """Flush whole checksum blocks, carry the rest to the next buffer and go on there."""
         whole = self._fill // CRC_BLOCK * CRC_BLOCK
-        rest, old, other = self._fill - whole, self._buffers[self._now], 1 - self._now
+        rest, old, other = self._fill - whole, self._buffers[self._now], (self._now + 1) % len(self._buffers)
         if not self._flushed and self._shard is not None:  # more is to come than one buffer
             self._shard.allocated = self._expected
-            self.system.allocate(self._shard.handle, self._expected)
+            self._shard.writes.append(self.pool.submit(self.system.allocate, self._shard.handle, self._expected))
         self._flush(whole)
         self._free(other)
         if rest + need > len(self._buffers[other]):
             self._buffers[other] = page_buffer(rest + need + CRC_BLOCK)
         self._buffers[other][:rest] = old[whole : self._fill]
-        self._now, self._fill = other, rest
+        self._now, self._fill, self._summed = other, rest, 0
+
+    def _checksum(self, end: int) -> None:
+        if end > self._summed and self._shard is not None:
+            self._shard.table += crc_table(self._buffers[self._now][self._summed : end]).tobytes()
+            self._summed = end
 
     def _flush(self, n: int) -> None:
         if not n:
             return
         shard, data = self._shard, self._buffers[self._now][:n]
         assert shard is not None
-        shard.table += crc_table(data).tobytes()
         write = self.pool.submit(pwrite_all, self.system, shard.handle, data, PAGE + self._flushed)
-        # Finished ones are let go: small objects that outlive a batch would tear the memory between its tensors.
-        shard.writes = [w for w in shard.writes if w is self._busy[1 - self._now]] + [write]
+        # Good ones are let go: small objects that outlive a batch would tear the memory between its tensors.
+        shard.writes = [w for w in shard.writes if not w.done() or w.exception()] + [write]
         self._busy[self._now] = write
         self._flushed += n
+
+
+def make_lanes(system: System, columns: Sequence[Column], pool: Executor, block_bytes: int) -> list[Lane]:
+    """One lane for each column; their buffers lie in one block of memory and hold equally many rows.
+
+    A column's share of `block_bytes` is cut into two to eight buffers of about 8 MiB: a disk is fastest with several
+    large writes under way. Where the share is small, two buffers of 128 KiB or more.
+    """
+    width = sum(column.row_bytes for column in columns)
+    sizes = []
+    for column in columns:
+        share = max(block_bytes * column.row_bytes // width, 2 * _SMALL)
+        count = min(_DEPTH, max(2, share // _LARGE))
+        sizes.append((count, min(share // count, 2 * _LARGE) // PAGE * PAGE))
+    memory, at = page_buffer(sum(count * size for count, size in sizes)), 0
+    lanes = []
+    for column, (count, size) in zip(columns, sizes, strict=True):
+        lanes.append(Lane(system, column, pool, [memory[at + i * size : at + (i + 1) * size] for i in range(count)]))
+        at += count * size
+    return lanes

@@ -37,7 +37,7 @@ def record(
     writer: tuple[int, int] | None = None,
     part_bytes: int = PART_BYTES,
     block_bytes: int = BLOCK_BYTES,
-    threads: int = 2,
+    threads: int = 4,
     progress: bool = True,
 ) -> Store:
     """Run `model` over `data` and write the rows of `sites` to the store at `path`.
@@ -58,7 +58,7 @@ def record(
         writer: `(k, n)`: be writer k of n, which share the store and split the documents among them.
         part_bytes: Rows are committed whenever this much has gathered over all sites.
         block_bytes: Memory for rows on their way to disk.
-        threads: 0 writes in the caller's thread.
+        threads: How many writes may be under way beside the model; 0 writes in the caller's thread.
         progress: Show rows per second, gigabytes and time left, on a terminal.
 
     Returns:

@@ -56,13 +56,22 @@ class ShardFile:
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy single rows (indices inside the shard) as bytes into `out` [n, row_bytes]."""
+        self.check(rows)
+        np.take(self.raw, rows, axis=0, out=out, mode="clip")
+
+    @property
+    def is_checked(self) -> bool:
+        """Was every block checked, or is none to be?"""
+        return self._all
+
+    def check(self, rows: np.ndarray) -> None:
+        """Check the blocks in which rows lie, those that were not yet."""
         if not self._all:
             width = self.column.row_bytes
             first, last = rows * width // CRC_BLOCK, (rows * width + width - 1) // CRC_BLOCK
             span = int((last - first).max()) if len(rows) else 0
             blocks = np.unique(np.minimum(first[:, None] + np.arange(span + 1), last[:, None]))
             self._check(blocks[~self._seen[blocks]].tolist())
-        np.take(self.raw, rows, axis=0, out=out, mode="clip")
 
     def verify(self) -> None:
         """Check every block again, whatever was checked before; `CorruptStore` when one is damaged."""

@@ -14,11 +14,10 @@ from interneuron.core.errors import CorruptStore
 from interneuron.store.layout import Column
 from interneuron.store.manifest import Part
 from interneuron.store.rows import as_tensor
+from interneuron.store.shards import ShardFile
 
 if TYPE_CHECKING:
     from interneuron.store.reader import Store
-
-_SCATTER = 1 << 18  # bytes that are gathered before they are put in their places: what a processor's cache holds
 
 
 class Rows:
@@ -28,6 +27,7 @@ class Rows:
         self.column, self._number, self._store = column, number, store
         self._parts = store._manifest.parts
         self._starts = [part.start for part in self._parts]
+        self._first = np.array(self._starts, np.int64)
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -72,30 +72,45 @@ class Rows:
     def take_raw(self, rows: Any) -> np.ndarray:
         """Single rows in the order given, in the row dtype of the disk."""
         index = self._index(rows)
-        place = np.empty((len(index), self.column.row_bytes), np.uint8)
-        part = np.searchsorted(self._starts, index, "right") - 1
-        if len(index) and part[0] == part[-1] and (part == part[0]).all():
-            self._shard(int(part[0])).take(index - self._starts[part[0]], place)
-        else:
-            self._scatter(index, part, place)
-        return self.column.rows_of(place)
+        part = np.searchsorted(self._first, index, "right") - 1
+        if len(index) and (part[1:] < part[:-1]).any():
+            shards = {i: self._shard(i) for i in np.flatnonzero(np.bincount(part)).tolist()}
+            if all(isinstance(shard, ShardFile) for shard in shards.values()):
+                return self.column.rows_of(self._gather(index, part, shards))
+        return self.column.rows_of(self._scatter(index, part))
 
-    def _scatter(self, index: np.ndarray, part: np.ndarray, place: np.ndarray) -> None:
+    def _gather(self, index: np.ndarray, part: np.ndarray, shards: dict[int, ShardFile]) -> np.ndarray:
+        """Rows in any order in one go, from maps that lie apart in memory: each row is found by its address.
+
+        Row r of part i lies at address[i] + (r - start[i]) * width. Seen as rows at *every* byte from the lowest map
+        on, all maps are one array, and a single NumPy gather reads it; only addresses of checked rows are touched.
+        """
+        width = self.column.row_bytes
+        address = np.zeros(len(self._parts), np.int64)
+        for i, shard in shards.items():
+            if not shard.is_checked:
+                shard.check(index[part == i] - self._starts[i])
+            address[i] = shard.raw.ctypes.data
+        low = min(shards, key=address.__getitem__)
+        place = (address - address[low] - self._first * width)[part] + index * width
+        first = shards[low].raw.reshape(-1)[:width].view(f"V{width}")
+        rows = np.lib.stride_tricks.as_strided(first, (int(place.max()) + 1,), (1,), writeable=False)
+        return rows[place].view(np.uint8).reshape(len(index), width)
+
+    def _scatter(self, index: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Gather part by part; when the indices ascend, each part's rows are one stretch of the result."""
+        place = np.empty((len(index), self.column.row_bytes), np.uint8)
         ascending = bool((part[1:] >= part[:-1]).all())
         order = np.arange(len(part)) if ascending else np.argsort(part, kind="stable")
-        step = len(part) if ascending else max(1, _SCATTER // self.column.row_bytes)
-        sink = place[:0] if ascending else np.empty((min(step, len(part)), self.column.row_bytes), np.uint8)
         part = part[order]
         cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
         for a, b in pairwise(cuts if len(part) else []):
-            i = int(part[a])
-            for c in range(a, b, step):
-                rows = order[c : min(c + step, b)]
-                where = place[c : c + len(rows)] if ascending else sink[: len(rows)]
-                self._shard(i).take(index[rows] - self._starts[i], where)
-                if not ascending:
-                    place[rows] = where
+            i, rows = int(part[a]), order[a:b]
+            where = place[a:b] if ascending else np.empty((b - a, place.shape[1]), np.uint8)
+            self._shard(i).take(index[rows] - self._starts[i], where)
+            if not ascending:
+                place[rows] = where
+        return place
 
     def _index(self, rows: Any) -> np.ndarray:
         index = np.asarray(rows if not isinstance(rows, Tensor) else rows.numpy())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from interneuron.core.errors import FingerprintMismatch, StoreError
 from interneuron.store.entry import create, join, missing
 from interneuron.store.journal import DATA, Journal
-from interneuron.store.lanes import Inline, Lane, OpenShard
+from interneuron.store.lanes import Inline, OpenShard, make_lanes
 from interneuron.store.layout import KEY_COLUMN, Column, Header, check_writer
 from interneuron.store.manifest import Part, fill_record, part_record
 from interneuron.store.rows import encode_rows
@@ -48,9 +48,9 @@ class StoreWriter:
         resume: Allow an existing store; without it one is refused.
         writer: Name of one of several concurrent writers; None means to be the only one.
         part_bytes: A part is committed at the first batch border at which its rows (all columns) reach this size.
-        block_bytes: Memory for rows on their way to disk, over all columns together: seven eighths for two buffers a
-            column, which grow if a single batch needs more, and the rest for what goes with them.
-        threads: 2 overlaps checksums and writes with the caller's work; 0 does all in the caller's thread.
+        block_bytes: Memory for rows on their way to disk, over all columns together; a buffer grows if a single batch
+            needs more.
+        threads: How many writes may be under way beside the caller's work; 0 does all in the caller's thread.
         on_commit: Called with the number of rows after each acknowledged part.
 
     Raises:
@@ -68,7 +68,7 @@ class StoreWriter:
         writer: str | None = None,
         part_bytes: int = PART_BYTES,
         block_bytes: int = BLOCK_BYTES,
-        threads: int = 2,
+        threads: int = 4,
         system: System | None = None,
         on_commit: Callable[[int], None] | None = None,
     ) -> None:
@@ -84,10 +84,8 @@ class StoreWriter:
         self.filling = len(columns) < len(m.numbers) or bool(missing(m, self.columns, self.writer))
         lanes = ([] if self.filling else [KEY_COLUMN]) + self.columns
         self._start_threads(threads)
-        # An eighth is for what goes with the buffers: threads, checksums, the row tables being made.
-        size = min(8 << 20, max(block_bytes // 8 * 7 // (2 * len(lanes)), 1 << 18))
         self._numbers = [0 if c is KEY_COLUMN else m.numbers[c.name] for c in lanes]
-        self._lanes = [Lane(self.system, c, self._pool, size) for c in lanes]
+        self._lanes = make_lanes(self.system, lanes, self._pool, block_bytes)
         self._begin_session()
 
     # --- opening ---
@@ -277,11 +275,14 @@ class StoreWriter:
 
     def _commit_part(self, part: Part, shards: dict[int, OpenShard], index: int) -> None:
         folder, m = os.path.join(self.path, DATA), self._journal.manifest
+        ends = {}
         try:
             for n, shard in shards.items():
                 header = Header(m.id, m.columns[n], part.writer, part.number, part.rows)
-                part.roots[n] = shard.finish(self.system, header)
+                ends[n] = self._pool.submit(shard.finish, self.system, header)
+            part.roots |= {n: end.result() for n, end in ends.items()}
         finally:
+            wait(ends.values())
             for shard in shards.values():
                 with suppress(OSError):
                     shard.close(self.system)
