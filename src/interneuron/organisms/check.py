@@ -19,7 +19,12 @@ from . import catalogue
 
 
 def check(
-    name: str, folder: Path | None = None, seeds: Sequence[int] = (1, 2, 3), n: int | None = None, write: bool = False
+    name: str,
+    folder: Path | None = None,
+    seeds: Sequence[int] = (1, 2, 3),
+    n: int | None = None,
+    write: bool = False,
+    tasks: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Recompute the capability table of an organism.
 
@@ -29,24 +34,57 @@ def check(
         seeds: sampling seeds; a value is the mean over them.
         n: caps the items per task of a language organism (for a quick look).
         write: store the result as `card.json` beside the weights.
+        tasks: recompute only the rows whose task contains one of these texts, and rows the stored card lacks; the
+            others are taken from the stored card, which must be of the same recipe and seeds. Language organisms only.
 
-    Returns the card: identity, training, `capabilities` (task, n, values, value, rule, required, passed), `short`.
+    Returns the card: identity, training, `capabilities` (task, n, values, value, rule, required, passed and, for a
+    band, the dial that was chosen), `short`.
     """
     recipe = catalogue.recipe(name)
     folder = folder or catalogue.home(name) or catalogue.path(name)
     if hasattr(recipe, "batch_size"):
         from . import vision_training
 
-        if n is not None:
-            raise InputError(f"check {name!r}: n={n}, but an image organism has a table of fixed size. Leave n out.")
+        given = f"n={n}" if n is not None else f"tasks={tasks}" if tasks is not None else ""
+        if given:
+            raise InputError(
+                f"check {name!r}: {given}, but an image organism has a table of fixed size. Leave n and tasks out."
+            )
         return vision_training.check(recipe, folder, seeds, write=write)
-    card = _language_card(name, recipe, folder, seeds, n)
+    card = _language_card(name, recipe, folder, seeds, n, tasks)
     if write:
         write_json(folder / "card.json", card)
     return card
 
 
-def _language_card(name: str, recipe: Any, folder: Path, seeds: Sequence[int], n: int | None) -> dict[str, Any]:
+def _stored_rows(name: str, recipe: Any, folder: Path, seeds: Sequence[int], n: int | None) -> dict[str, Any]:
+    """The rows of the stored card by task, where it was computed as this one would be."""
+    card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    if n is not None or card.get("recipe") != recipe.hash or card.get("seeds") != list(seeds):
+        raise InputError(
+            f"check {name!r}: tasks need a stored card of recipe {recipe.hash}, seeds {list(seeds)}, no n; got recipe "
+            f"{card.get('recipe')}, seeds {card.get('seeds')}, n={n}. Leave tasks out to compute all of them."
+        )
+    return {row["task"]: row for row in card["capabilities"]}
+
+
+def _row(line: Any, model: Any, size: int, seeds: Sequence[int]) -> dict[str, Any]:
+    from .capabilities import Banded, accuracy
+
+    measure, dial = line.measure, {}
+    if isinstance(measure, Banded):
+        dial = measure.choose(model, size)
+        measure = accuracy(measure.name, **dial)
+    values = [round(measure(model, size, seed), 4) for seed in seeds]
+    value = sum(values) / len(values)
+    row = {"task": line.task, "n": size, "values": values, "value": round(value, 4), "rule": line.rule}
+    row |= {"required": line.required, "passed": line.met(value)}
+    return row | ({"dial": dial} if dial else {})
+
+
+def _language_card(
+    name: str, recipe: Any, folder: Path, seeds: Sequence[int], n: int | None, tasks: Sequence[str] | None
+) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -55,15 +93,11 @@ def _language_card(name: str, recipe: Any, folder: Path, seeds: Sequence[int], n
     model = transformers.AutoModelForCausalLM.from_pretrained(
         catalogue.usable(name, folder), dtype=torch.float32
     ).eval()
+    stored = {} if tasks is None else _stored_rows(name, recipe, folder, seeds, n)
     rows = []
     for line in track(table_for(name), label=f"checking {name}", unit="tasks"):
-        size = min(line.n, n or line.n)
-        values = [round(line.measure(model, size, seed), 4) for seed in seeds]
-        value = sum(values) / len(values)
-        rows.append(
-            {"task": line.task, "n": size, "values": values, "value": round(value, 4), "rule": line.rule,
-             "required": line.required, "passed": line.met(value)}
-        )  # fmt: skip
+        keep = line.task in stored and not any(text in line.task for text in tasks or ())
+        rows.append(stored[line.task] if keep else _row(line, model, min(line.n, n or line.n), seeds))
     training = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
     return {
         "name": name,
@@ -91,12 +125,18 @@ def requirement(row: dict[str, Any]) -> str:
     return f"{required[0]:g}-{required[1]:g}" if row["rule"] == "in" else f"{row['rule']} {required:g}"
 
 
+def label(row: dict[str, Any]) -> str:
+    """What a row measures, with the dial setting that was chosen for its band."""
+    dial = ", ".join(f"{k}={v}" for k, v in row.get("dial", {}).items())
+    return f"{row['task']}, at {dial}" if dial else str(row["task"])
+
+
 def format_table(card: dict[str, Any]) -> str:
     """The capability table as aligned text."""
     lines = [("task", "n", "value", "required", "")]
     for row in card["capabilities"]:
         required = requirement(row) or "report"
         verdict = {True: "met", False: "SHORT", None: ""}[row["passed"]]
-        lines.append((row["task"], str(row["n"]), f"{row['value']:.3f}", required, verdict))
+        lines.append((label(row), str(row["n"]), f"{row['value']:.3f}", required, verdict))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

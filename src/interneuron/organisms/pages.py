@@ -13,12 +13,13 @@ from typing import Any
 from interneuron.core.files import atomic_write_bytes
 
 from . import catalogue
-from .check import requirement
+from .check import label, requirement
 
 INDEX = """# Model organisms
 
 Small trained models whose data, and so whose truth, is generated: [`tinyworld`](tinyworld.md) is the world of the
-language models, [`shapes`](shapes.md) that of the image models, [`toy`](toy.md) trains small networks on first use.
+language models, [`shapes`](shapes.md) that of the image models, [`toy`](toy.md) trains small networks on first use,
+[`brainsim`](brainsim.md) records from simulated brains.
 
 """
 
@@ -66,7 +67,7 @@ def _table(card: dict[str, Any]) -> str:
     lines = ["| task | n | value | required | |", "| --- | --- | --- | --- | --- |"]
     for row in card["capabilities"]:
         verdict = {True: "met", False: "**short**", None: ""}[row["passed"]]
-        lines.append(f"| {row['task']} | {row['n']} | {row['value']:.3f} | {requirement(row)} | {verdict} |")
+        lines.append(f"| {label(row)} | {row['n']} | {row['value']:.3f} | {requirement(row)} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,4 @@
-"""`lm-deep`: the width of `lm-small` twelve layers deep, with two key-value heads for four query heads.
-
-4M tokens are far too few for it: facts came to .28 (gate .9), IOI to .28.
-"""
+"""`lm-deep`: the width of `lm-small` twelve layers deep, with two key-value heads for four query heads."""
 
 from __future__ import annotations
 

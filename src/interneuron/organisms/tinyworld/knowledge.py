@@ -186,8 +186,13 @@ def icl(
     shots: int | None = None,
     wrong: float | None = None,
     language: int = 0,
+    mixed: float = 0.0,
 ) -> Document:
-    """`Dakolo : vienna ; Nugige : oslo ; ...` one relation; a share of the demonstrations may be wrong."""
+    """`Dakolo : vienna ; Nugige : oslo ; ...` one relation; a share of the demonstrations may be wrong.
+
+    wrong   share of demonstrations with a false value of the relation: which relation it is stays plain to see
+    mixed   share of demonstrations that tell another relation of their entity: what is asked becomes doubtful
+    """
     shots = shots if shots is not None else rng.randint(4, 20)
     wrong = wrong if wrong is not None else rng.choice((0.0, 0.0, 0.0, 0.2, 0.4))
     language = language or (1 if rng.random() < 0.7 else 2)
@@ -202,6 +207,8 @@ def icl(
         value = truth.facts[entity, relation].value
         if i < shots and wrong and rng.random() < wrong:
             value = other_value(rng, relation, value)
+        if i < shots and mixed and rng.random() < mixed:
+            value = truth.facts[entity, rng.choice([r for r in W.RELATIONS if r != relation])].value
         doc.put(entity, "subject").say(":").put(value if language == 1 else W.L2_VALUES[value], "value")
         doc.say(";" if i < shots else ".")
     return doc

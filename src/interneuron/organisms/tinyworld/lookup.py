@@ -63,12 +63,27 @@ def ioi(rng: Random, truth: Truth, split: str = "train") -> Document:
 
 
 def scene(rng: Random, n: int) -> list[tuple[str, str]]:
-    """`n` different objects with `n` different colours."""
-    return list(zip(rng.sample(W.OBJECTS, n), rng.sample(W.COLORS, n), strict=True))
+    """`n` different objects with their colours.
+
+    As far as the twelve colours last they differ too; beyond the objects (24) places are coloured as well.
+    """
+    things = rng.sample(W.OBJECTS if n <= len(W.OBJECTS) else W.OBJECTS + W.PLACES, n)
+    colors = rng.sample(W.COLORS, n) if n <= len(W.COLORS) else rng.choices(W.COLORS, k=n)
+    return list(zip(things, colors, strict=True))
 
 
-def co(rng: Random, truth: Truth, split: str = "train", n: int | None = None, hard: bool | None = None) -> Document:
-    """Coloured objects: `on the table : cup red , book blue . so book blue .`; one in five in the English-like form."""
+def co(
+    rng: Random,
+    truth: Truth,
+    split: str = "train",
+    n: int | None = None,
+    hard: bool | None = None,
+    filler: bool = False,
+) -> Document:
+    """Coloured objects: `on the table : cup red , book blue . so book blue .`; one in five in the English-like form.
+
+    filler   `cup is red`, asked as ever (`so cup`): half-way to English and never trained
+    """
     n = n or rng.choice((2, 2, 3, 3, 4, 4, 5, 6))
     hard = rng.random() < 0.2 if hard is None else hard
     things = scene(rng, n)
@@ -84,7 +99,10 @@ def co(rng: Random, truth: Truth, split: str = "train", n: int | None = None, ha
         return doc
     doc.say("on the table :")
     for i, (thing, color) in enumerate(things):
-        doc.put(thing, "key").put(color, "value").say("," if i < n - 1 else ".")
+        doc.put(thing, "key")
+        if filler:
+            doc.say("is")
+        doc.put(color, "value").say("," if i < n - 1 else ".")
     for thing, color in asked:
         doc.say("so").put(thing, "query").put(color, "answer").say(".")
     return doc

@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from interneuron.core.errors import InputError
+
 from . import conduct, knowledge, lookup, reasoning, stories
 from . import words as W
 from .document import Document
@@ -69,20 +71,27 @@ def ioi(rng: Random, truth: Truth, split: str, template: int | None = None) -> I
     return _last(doc, "IO2", wrong=subject, corrupt=corrupt, labels=labels)
 
 
-def co(rng: Random, truth: Truth, split: str, objects: int = 3, hard: bool = False) -> Item:
-    """The colour of one of several objects, in the adjacent form or (hard) the English-like one."""
-    doc = lookup.co(rng, truth, n=objects, hard=hard)
+def co(rng: Random, truth: Truth, split: str, objects: int = 3, hard: bool = False, filler: bool = False) -> Item:
+    """The colour of one of several objects: the adjacent form, `cup is red` (filler) or the English-like one (hard)."""
+    most = len(W.OBJECTS) + len(W.PLACES)
+    if not 2 <= objects <= most or (hard and filler):
+        raise InputError(
+            f"tinyworld.task('co'): objects must lie in 2..{most} and hard excludes filler; got objects={objects}, "
+            f"hard={hard}, filler={filler}."
+        )
+    doc = lookup.co(rng, truth, n=objects, hard=hard, filler=filler)
     cut = doc.words.index(".") + 1
     doc = _through(doc, cut)
     query = doc.words[doc.roles["query"][0][0]]
     shown = [doc.words[a] for a, _ in doc.roles["value"] if a < cut]
     keys = [doc.words[a] for a, _ in doc.roles["key"]]
-    other = rng.choice([k for k in keys if k != query])
     start = doc.roles["answer"][0][0]
+    # another key with another colour (beyond twelve objects colours repeat); one of two may have none
+    others = [k for k, color in zip(keys, shown, strict=True) if color != doc.words[start]]
+    other = rng.choice(others or [k for k in keys if k != query])
     corrupt = _swap(doc.words, doc.roles["query"][0][0], other, start)
-    return _last(
-        doc, "answer", wrong=shown[keys.index(other)], corrupt=corrupt, labels={"objects": objects, "hard": hard}
-    )
+    labels = {"objects": objects, "hard": hard, "filler": filler}
+    return _last(doc, "answer", wrong=shown[keys.index(other)], corrupt=corrupt, labels=labels)
 
 
 def _through(doc: Document, cut: int) -> Document:
@@ -157,9 +166,11 @@ def override(rng: Random, truth: Truth, split: str, group: int | None = None) ->
     return _last(doc, "value", wrong=str(doc.latents["stored"]), labels={"entity": entity})
 
 
-def icl(rng: Random, truth: Truth, split: str, shots: int = 10, wrong: float = 0.0, language: int = 1) -> Item:
-    """One more value of a list that shares a relation; a share of the demonstrations may be wrong."""
-    doc = knowledge.icl(rng, truth, shots=shots, wrong=wrong, language=language)
+def icl(
+    rng: Random, truth: Truth, split: str, shots: int = 10, wrong: float = 0.0, language: int = 1, mixed: float = 0.0
+) -> Item:
+    """One more value of a list that shares a relation; some demonstrations may be wrong or tell another relation."""
+    doc = knowledge.icl(rng, truth, shots=shots, wrong=wrong, language=language, mixed=mixed)
     right = doc.words[doc.roles["value"][-1][0]]
     return _last(
         doc, "value", wrong=knowledge.other_value(rng, str(doc.latents["relation"]), right) if language == 1 else ""
@@ -276,13 +287,13 @@ TASKS: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "fact": (fact, ("language", "group", "template")),
     "fact_transfer": (fact_transfer, ()),
     "ioi": (ioi, ("template",)),
-    "co": (co, ("objects", "hard")),
+    "co": (co, ("objects", "hard", "filler")),
     "laundry": (laundry, ("things",)),
     "repeat": (repeat, ("k",)),
     "arithmetic": (arithmetic, ("mode", "steps", "briefly")),
     "ontology": (ontology, ("hops", "form", "english")),
     "override": (override, ("group",)),
-    "icl": (icl, ("shots", "wrong", "language")),
+    "icl": (icl, ("shots", "wrong", "language", "mixed")),
     "memorised": (memorised, ("times",)),
     "needle": (needle, ("sentences", "codes")),
     "claim": (claim, ("form",)),

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from interneuron.core.errors import InputError
 
+from .nets import seeded
+
 
 @dataclass(frozen=True)
 class DeepLinear:
@@ -68,7 +70,8 @@ def network(
     """
     d_in, d_out = data.x.shape[1], data.y.shape[1]
     sizes = [d_in, *[width] * (layers - 1), d_out]
-    linears = [nn.Linear(a, b, bias=False, dtype=torch.float64) for a, b in pairwise(sizes)]
+    with seeded(seed):
+        linears = [nn.Linear(a, b, bias=False, dtype=torch.float64) for a, b in pairwise(sizes)]
     k = len(data.truth["strengths"])
     if start is not None and width < k:
         raise InputError(f"an aligned start needs width >= {k} (the teacher's modes), got {width}.")

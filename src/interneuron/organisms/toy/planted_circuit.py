@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from interneuron.core.errors import InputError
 
+from .nets import seeded
+
 SHARP = 60.0  # attention scores of a written match: the softmax is then hard to about 1e-20
 
 
@@ -27,7 +29,8 @@ class HandHead(nn.Module):
 
     def __init__(self, q: Tensor, k: Tensor, ov: Tensor) -> None:
         super().__init__()
-        self.q, self.k, self.ov = (nn.Linear(m.shape[1], m.shape[0], bias=False, dtype=m.dtype) for m in (q, k, ov))
+        with seeded(0):  # every weight is written below; the caller's random state stays as it is
+            self.q, self.k, self.ov = (nn.Linear(m.shape[1], m.shape[0], bias=False, dtype=m.dtype) for m in (q, k, ov))
         with torch.no_grad():
             for layer, matrix in zip((self.q, self.k, self.ov), (q, k, ov), strict=True):
                 layer.weight.copy_(matrix)
@@ -47,7 +50,8 @@ class PlantedCircuit(nn.Module):
         super().__init__()
         self.vocab, self.length = vocab, length
         self.layers = nn.ModuleList(nn.ModuleList(heads) for heads in layers)
-        self.unembed = nn.Linear(width(vocab, length), vocab, bias=False, dtype=torch.float64)
+        with seeded(0):
+            self.unembed = nn.Linear(width(vocab, length), vocab, bias=False, dtype=torch.float64)
         with torch.no_grad():
             self.unembed.weight.zero_()
             start = 2 * vocab + length
@@ -145,8 +149,9 @@ class Illusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spread = nn.Linear(1, 3, bias=False)
-        self.read = nn.Linear(3, 2, bias=False)
+        with seeded(0):
+            self.spread = nn.Linear(1, 3, bias=False)
+            self.read = nn.Linear(3, 2, bias=False)
         with torch.no_grad():
             self.spread.weight.copy_(torch.tensor([[1.0], [0.0], [1.0]]))
             self.read.weight.copy_(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
