@@ -1,0 +1,217 @@
+"""What autograd keeps for the backward pass: which tensors are the same, which operation saved them, how many bytes.
+
+    with SavedBytes(model) as meter:
+        loss = f(model(x))
+    meter.live                                   # bytes the graph of `loss` holds now, each storage once
+
+Parameters and buffers of the model are no activations and are left out. Two saved tensors are the same when they lie in
+the same storage at the same version. An address alone proves nothing, since it is given to the next tensor as soon as
+the first is freed; so every note of a storage keeps a weak reference, which lets the memory go but not the identity.
+
+Autograd asks the innermost pair of hooks only, so a meter does not see what a packing context inside it keeps.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from functools import partial
+from threading import RLock
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+from interneuron.core.errors import InputError
+from interneuron.model.model import Model
+
+R = TypeVar("R")
+Key = tuple[Any, ...]
+
+
+def module_of(model: Model | nn.Module) -> nn.Module:
+    """The module of a Model, or the module itself."""
+    module = model.module if isinstance(model, Model) else model
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model: {type(model).__name__}, expected a Model or an nn.Module. Pass inn.load(...)")
+    return module
+
+
+class Excluded:
+    """The storages of parameters and buffers of a module, and of further tensors."""
+
+    def __init__(self, module: nn.Module | None = None, extra: Iterable[Tensor] = ()) -> None:
+        own = [] if module is None else [*module.parameters(), *module.buffers()]
+        tensors = [t for t in (*own, *extra) if is_plain(t)]
+        self._known = {t.untyped_storage()._cdata: StorageWeakRef(t.untyped_storage()) for t in tensors}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._known
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in one storage (not sparse, not a wrapper around others)."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def memory_order(tensor: Tensor) -> list[int] | None:
+    """The axes from the slowest in memory to the fastest; None when the numbers do not fill one run of memory."""
+    order = sorted(range(tensor.ndim), key=lambda axis: (-tensor.stride(axis), axis))
+    expected = 1
+    for axis in reversed(order):
+        if tensor.shape[axis] != 1 and tensor.stride(axis) != expected:
+            return None
+        expected *= tensor.shape[axis]
+    return order
+
+
+def identity(tensor: Tensor) -> Key:
+    """What two tensors with the same numbers in the same memory share, however they are viewed, while both live."""
+    place = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version)
+    return place if memory_order(tensor) is not None else (*place, tuple(tensor.shape), tensor.stride())
+
+
+class Seen(Generic[R]):
+    """One record per distinct tensor, for as long as the record lives; records are held weakly."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Key, tuple[StorageWeakRef, weakref.ref[R]]] = {}
+        self._limit = 256
+
+    def find(self, tensor: Tensor) -> R | None:
+        """The record of this tensor, or None."""
+        row = self._rows.get(identity(tensor))
+        return None if row is None or row[0].expired() else row[1]()
+
+    def add(self, tensor: Tensor, record: R) -> None:
+        """Remember the record of a tensor."""
+        if len(self._rows) >= self._limit:
+            alive = {key: row for key, row in self._rows.items() if row[1]() is not None and not row[0].expired()}
+            self._rows, self._limit = alive, 2 * len(alive) + 256
+        self._rows[identity(tensor)] = (StorageWeakRef(tensor.untyped_storage()), weakref.ref(record))
+
+
+class Ledger:
+    """Bytes that are held now (`live`), and the most that were at once (`peak`); what has one key counts once."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self._held: dict[Any, list[int]] = {}
+        self._lock = RLock()  # a finaliser may run inside `hold`
+
+    def hold(self, key: Any, nbytes: int) -> None:
+        """Count `nbytes` unless the key is held already."""
+        with self._lock:
+            row = self._held.setdefault(key, [0, nbytes])
+            row[0] += 1
+            if row[0] == 1:
+                self.live += nbytes
+                self.peak = max(self.peak, self.live)
+
+    def release(self, key: Any) -> None:
+        """Take back one `hold`."""
+        with self._lock:
+            row = self._held[key]
+            row[0] -= 1
+            if not row[0]:
+                self.live -= row[1]
+                del self._held[key]
+
+
+class Held:
+    """A saved tensor kept as it is, counted in ledgers until autograd drops it."""
+
+    def __init__(self, tensor: Tensor, *ledgers: Ledger) -> None:
+        # detached: an operation that saves its own output would be held by it in turn, a circle nobody frees
+        self.tensor, self._ledgers = tensor.detach(), ledgers
+        storage = tensor.untyped_storage() if is_plain(tensor) else None
+        self._key = id(self) if storage is None else storage._cdata
+        for ledger in ledgers:
+            ledger.hold(self._key, tensor.nbytes if storage is None else storage.nbytes())
+
+    def __del__(self) -> None:
+        for ledger in self._ledgers:
+            ledger.release(self._key)
+
+
+class SavedBytes(Ledger):
+    """A context that measures what autograd saves for the backward pass of the operations inside it.
+
+    model    whose parameters and buffers are left out
+    exclude  further tensors to leave out, such as the weights of an adapter
+    """
+
+    def __init__(self, model: Model | nn.Module | None = None, exclude: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self._excluded = Excluded(None if model is None else module_of(model), exclude)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+
+    def _pack(self, tensor: Tensor) -> Tensor | Held:
+        return tensor if is_plain(tensor) and tensor in self._excluded else Held(tensor, self)
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+
+def _unpack(packed: Tensor | Held) -> Tensor:
+    return packed.tensor if isinstance(packed, Held) else packed
+
+
+class Place(TorchFunctionMode):
+    """Where the running code stands: `path` of the module whose forward runs, and `op`, the outermost torch function.
+
+    A context; its hooks are gone after it. `passes` counts how often the module itself was entered.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.op, self.passes = "", 0
+        self._module, self._stack = module, [""]
+        self._handles: list[Any] = []
+
+    @property
+    def path(self) -> str:
+        """Path of the innermost module that runs, "" outside and in the root."""
+        return self._stack[-1]
+
+    def __enter__(self) -> Place:
+        for name, module in self._module.named_modules():
+            self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stack = [""]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, self.op = self.op, getattr(func, "__name__", str(func)).strip("_")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.op = before
+
+    def _enter(self, name: str, *_: Any) -> None:
+        if not name:
+            self.passes += 1
+            self._stack = [""]  # a pass that an error ended may have left names behind
+        self._stack.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        if len(self._stack) > 1:
+            self._stack.pop()
