@@ -1,0 +1,323 @@
+"""Mesa: exact forward passes, and 8-bit copies of the activations for the backward pass.
+
+Paper: Pan, Chen, He, Liu, Cai, Zhuang: Mesa: A Memory-saving Training Framework for Transformers (2021),
+    https://arxiv.org/abs/2111.11124.
+
+Idea: the backward pass needs activations only to form gradients, and these bear coarse rounding. So every operation is
+    computed in full and what it saves is replaced by a few-bit copy. Heads and channels differ in scale, so each group
+    of them has a range of its own, kept as a running mean, since ranges change slowly during training.
+
+Equations:
+    (1)  alpha <- alpha - (1 - m)(alpha - (max x - min x)),  beta <- beta - (1 - m)(beta - min x)   per group; m = 0.9
+    (2)  q = clip(floor((x - beta) (2^b - 1) / alpha + u), 0, 2^b - 1),   u uniform in [0, 1), or 1/2 (nearest)
+    (3)  x' = q alpha / (2^b - 1) + beta takes the place of x in the backward pass
+
+Shapes: attention tensors [B H T K] or [B H T T] have H groups; [B T D] has H groups of D/H neighbours; blocks are runs
+    of 256 numbers in memory. Copies are uint8, packed below 8 bits.
+
+Cost: b/32 of the bytes of fp32 activations; with numba one pass over each distinct saved tensor and one at every use.
+
+Departures: the copies are made where autograd saves a tensor (saved_tensors_hooks), so that every operation of any
+    model is covered without replacing it: softmax keeps its output alone, GELU its input. A tensor that several
+    operations save is copied once. Exact are parameters, whole numbers, tensors of fewer than `min_numel` numbers and
+    statistics (means and scales of norms, log-sums of fused attention). `groups="blocks"` takes the range of every
+    block from its own numbers: closer, and independent of earlier steps. u comes from a shuffled table of equally
+    spaced numbers read at random places: each is uniform, neighbours are not independent [inferred].
+
+Use:
+    model = inn.load("vit")
+    with inn.memory.Mesa(model) as mesa:
+        loss = model(torch.rand(4, 3, 32, 32))[0].square().mean()
+    print(torch.autograd.grad(loss, list(model.module.parameters()))[0].norm(), mesa.report().numbers)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interneuron.artifacts import Report, plots
+from interneuron.core.cards import Card
+from interneuron.core.errors import InputError, did_you_mean
+from interneuron.core.seeds import check_seed
+from interneuron.model.model import Model
+from interneuron.parts.quantisers import BITS, Dither, Quantised, dequantise_groups, group_ranges, quantise_groups
+from interneuron.parts.saved_tensors import Excluded, Held, Ledger, Place, Seen, is_plain, memory_order, module_of
+
+CARD = Card(
+    id=51,
+    slug="mesa",
+    family="memory",
+    kind="aid",
+    exports=("Mesa",),
+    paper="Mesa: A Memory-saving Training Framework for Transformers",
+    authors="Pan, Zizheng and Chen, Peng and He, Haoyu and Liu, Jing and Cai, Jianfei and Zhuang, Bohan",
+    year=2021,
+    link="https://arxiv.org/abs/2111.11124",
+    purpose="Train in less memory: exact forward passes, 8-bit copies of the activations for the backward pass",
+    claim="About 50% less training memory on ImageNet, CIFAR-100 and ADE20K at equal or better accuracy",
+)
+
+BLOCK = 256
+_ATTENTION = ("softmax", "matmul", "scaled_dot_product_attention", "bmm", "baddbmm", "dropout")
+Shape = tuple[int, int, int]
+
+
+class Mesa:
+    """A context around forward (and backward) passes in which autograd keeps few-bit copies; the model is untouched.
+
+    Around one step or around a whole training loop; entered again, it goes on with its ranges.
+
+    model      a Model or an nn.Module
+    bits       of a copy: 2, 4 or 8
+    groups     "heads": running ranges of heads or of that many channel groups, the paper's; "blocks": own ranges of
+               runs of 256 numbers
+    policy     bits by operation ("gelu", "softmax", "linear", ...) or by module path ("*.mlp.*"), patterns allowed, the
+               first that fits counts; None keeps the tensor exact, what no entry names gets `bits`
+    rounding   "stochastic" or "nearest"
+    momentum   m of the running ranges
+    min_numel  smaller tensors stay exact
+    seed       of the rounding
+
+    >>> policy = {"gelu": 4, "encoder.layer.0.*": None}  # everything else: `bits`
+    """
+
+    def __init__(
+        self,
+        model: Model | nn.Module,
+        bits: int = 8,
+        groups: Literal["heads", "blocks"] = "heads",
+        policy: Mapping[str, int | None] | None = None,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        momentum: float = 0.9,
+        min_numel: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        self._module = module_of(model)
+        self.bits, self.policy, self.groups, self.rounding = bits, dict(policy or {}), groups, rounding
+        self.momentum, self.min_numel, self.seed = momentum, min_numel, check_seed(seed)
+        self._check()
+        self._heads = _n_heads(self._module)
+        self._ranges: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._dithers: dict[torch.device, Dither] = {}
+        self._used: set[str] = set()
+        self.saved, self.plain = Ledger(), Ledger()
+        """Bytes that are kept, and bytes that plain training would keep; `live` and `peak` of each."""
+        self.by_op: dict[str, list[int]] = {}
+        """Operation -> [bytes of the tensors it was the first to save, bytes kept for them], over all passes."""
+        self._place: Place | None = None
+
+    def _check(self) -> None:
+        wrong = [b for b in (self.bits, *self.policy.values()) if b is not None and b not in BITS]
+        if wrong:
+            raise InputError(f"Mesa: bits={wrong[0]!r}, expected one of {BITS}, or None in the policy to keep exact")
+        for name, value, options in (
+            ("groups", self.groups, ("heads", "blocks")),
+            ("rounding", self.rounding, ("stochastic", "nearest")),
+        ):
+            if value not in options:
+                raise InputError(
+                    f"Mesa: {name}={value!r}, expected one of {options}.{did_you_mean(value, options)} Choose one"
+                )
+        if not 0 <= self.momentum < 1 or self.min_numel < 1:
+            raise InputError(
+                f"Mesa: momentum={self.momentum}, min_numel={self.min_numel}; expected 0 <= momentum < 1 and "
+                "min_numel >= 1"
+            )
+
+    def __enter__(self) -> Mesa:
+        if self._place is not None:
+            raise InputError("Mesa: this context is open already. Leave it first, or make a second one")
+        self._excluded = Excluded(self._module)
+        self._seen: Seen[_Copy] = Seen()
+        self._slots: Counter[tuple[str, str]] = Counter()
+        self._place, self._pass = Place(self._module), 0
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+        self._place.__enter__()
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        place, self._place = self._place, None
+        assert place is not None
+        try:
+            self._hooks.__exit__(kind, error, trace)
+        finally:
+            place.__exit__(kind, error, trace)
+        unused = [name for name in self.policy if name not in self._used]
+        if kind is None and place.passes and unused:
+            raise InputError(
+                f"Mesa: the policy entry {unused[0]!r} fits no tensor that was saved, expected an operation "
+                f"({', '.join(sorted(self.by_op))}) or a module path.{did_you_mean(unused[0], self.by_op)} Remove it"
+            )
+
+    def report(self) -> Report:
+        """Bytes saved for the backward pass, in all (peaks) and by operation, beside those of plain training."""
+        rows = sorted(self.by_op.items(), key=lambda row: -row[1][0])
+        table = [{"operation": op, "plain": plain, "kept": kept} for op, (plain, kept) in rows]
+        title = "Bytes saved for the backward pass"
+        names = [f"{op}, {what}" for op, _ in rows[:6] for what in ("plain", "kept")]
+        values = [float(value) for _, pair in rows[:6] for value in pair]
+        return Report(
+            slug=CARD.slug,
+            title=title,
+            numbers={
+                "plain bytes": self.plain.peak,
+                "kept bytes": self.saved.peak,
+                "share": self.saved.peak / max(self.plain.peak, 1),
+            },
+            tables={"operations": table},
+            plots={"operations": plots.bars(f"{title}, over all passes", names, values, y_label="bytes")},
+        )
+
+    # -- packing --------------------------------------------------------------------------------------------------
+
+    def _pack(self, tensor: Tensor) -> Tensor | Held | _View:
+        """What autograd keeps in place of a tensor."""
+        if is_plain(tensor) and tensor in self._excluded:
+            return tensor
+        assert self._place is not None
+        op = self._place.op
+        if not self._may_copy(tensor, op):
+            return self._exact(tensor, op)
+        copy = self._seen.find(tensor)
+        if copy is None:
+            bits = self._bits_of(op)
+            made = None if bits is None else self._copy(tensor, op, bits)
+            if made is None:
+                return self._exact(tensor, op)
+            copy = _Copy(made, tensor, self.saved, self.plain)
+            self._seen.add(tensor, copy)
+            self._note(op, tensor.nbytes, made.nbytes)
+        return _View(copy, tensor)
+
+    def _exact(self, tensor: Tensor, op: str) -> Held:
+        self._note(op, tensor.nbytes, tensor.nbytes)
+        return Held(tensor, self.saved, self.plain)
+
+    def _may_copy(self, tensor: Tensor, op: str) -> bool:
+        if not is_plain(tensor) or not tensor.is_floating_point() or tensor.numel() < self.min_numel:
+            return False
+        # statistics decide the scale of whole gradients: means, norms, log-sums stay exact
+        log_sums = op.startswith("scaled_dot_product") and tensor.ndim < 4
+        return tensor.ndim > 1 and tensor.shape[-1] > 1 and not log_sums and (op != "group_norm" or tensor.ndim > 2)
+
+    def _bits_of(self, op: str) -> int | None:
+        assert self._place is not None
+        for name, bits in self.policy.items():
+            if fnmatchcase(op, name) or fnmatchcase(self._place.path, name):
+                self._used.add(name)
+                return bits
+        return self.bits
+
+    def _copy(self, tensor: Tensor, op: str, bits: int) -> Quantised | None:
+        """The few-bit copy (eq. 2), or None where a number is not finite: such a tensor stays as it is."""
+        flat, order = _run_of_memory(tensor)
+        shape = _blocks(flat.numel()) if self.groups == "blocks" else _grouped(tensor, order, op, self._heads)
+        x = flat.view(-1)[: math.prod(shape)].view(shape)
+        alpha, beta = group_ranges(x)
+        if not bool(torch.isfinite(alpha).all()):
+            return None
+        if self.groups == "heads":
+            alpha, beta = self._running(op, alpha, beta)
+        if self.rounding == "stochastic" and tensor.device not in self._dithers:
+            self._dithers[tensor.device] = Dither(self.seed, tensor.device)
+        return quantise_groups(x, alpha, beta, bits, self._dithers.get(tensor.device))
+
+    def _running(self, op: str, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Range and offset after this pass (eq. 1); a tensor is known by its module, operation and turn in it."""
+        place = self._place
+        assert place is not None
+        if place.passes != self._pass:
+            self._slots.clear()
+            self._pass = place.passes
+        turn = self._slots[place.path, op]
+        self._slots[place.path, op] += 1
+        key = (place.path, op, turn, len(alpha), alpha.device)
+        if key in self._ranges:
+            old_alpha, old_beta = self._ranges[key]
+            alpha, beta = torch.lerp(alpha, old_alpha, self.momentum), torch.lerp(beta, old_beta, self.momentum)
+        self._ranges[key] = (alpha, beta)
+        return alpha, beta
+
+    def _note(self, op: str, plain: int, kept: int) -> None:
+        row = self.by_op.setdefault(op or "other", [0, 0])
+        row[0] += plain
+        row[1] += kept
+
+
+class _Copy:
+    """A few-bit copy of one distinct tensor, counted until autograd drops the last view of it."""
+
+    def __init__(self, made: Quantised, tensor: Tensor, saved: Ledger, plain: Ledger) -> None:
+        self.made, self.dtype, self.n = made, tensor.dtype, tensor.numel()
+        self._saved, self._plain = saved, plain
+        # a copy outlives the storage, whose address may then be another's: an object of our own is the key
+        self._key = object()
+        saved.hold(self._key, made.nbytes)
+        plain.hold(self._key, tensor.nbytes)
+
+    def __del__(self) -> None:
+        self._saved.release(self._key)
+        self._plain.release(self._key)
+
+
+class _View:
+    """One saved tensor: a copy and how its memory is looked at."""
+
+    __slots__ = ("copy", "shape", "stride")
+
+    def __init__(self, copy: _Copy, tensor: Tensor) -> None:
+        self.copy, self.shape = copy, tensor.shape
+        self.stride = tensor.stride() if memory_order(tensor) is not None else None
+
+
+def _unpack(packed: Tensor | Held | _View) -> Tensor:
+    """The tensor the backward pass gets (eq. 3)."""
+    if isinstance(packed, Tensor):
+        return packed
+    if isinstance(packed, Held):
+        return packed.tensor
+    flat = dequantise_groups(packed.copy.made, packed.copy.dtype).view(-1)
+    return flat.view(packed.shape) if packed.stride is None else flat.as_strided(packed.shape, packed.stride)
+
+
+def _run_of_memory(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """The numbers in one run, and the axes from slowest to fastest; strided pieces are gathered first."""
+    order = memory_order(tensor)
+    if order is None:
+        return tensor.contiguous().view(-1), list(range(tensor.ndim))
+    return tensor.as_strided((tensor.numel(),), (1,)), order
+
+
+def _blocks(n: int) -> Shape:
+    """[1 G I] with blocks of BLOCK numbers, or of the largest size below that divides n."""
+    size = next(size for size in range(min(BLOCK, n), 0, -1) if n % size == 0)
+    return (1, n // size, size) if size >= BLOCK // 4 else (1, 1, n)
+
+
+def _grouped(tensor: Tensor, order: list[int], op: str, heads: int) -> Shape:
+    """[outer groups inner]: the heads of attention tensors, else `heads` parts of the channels."""
+    shape = [tensor.shape[axis] for axis in order]
+    by_head = tensor.ndim == 4 and op in _ATTENTION
+    axis = 1 if by_head or (tensor.ndim == 4 and op.startswith("conv")) else tensor.ndim - 1
+    at, size = order.index(axis), tensor.shape[axis]
+    n = size if by_head else math.gcd(size, heads)
+    return (math.prod(shape[:at]), n, size // n * math.prod(shape[at + 1 :]))
+
+
+def _n_heads(module: nn.Module) -> int:
+    """Attention heads by the config; 8 where it names none."""
+    config = getattr(module, "config", None)
+    for holder in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+        for name in ("num_attention_heads", "n_head", "num_heads"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return 8
