@@ -1,4 +1,7 @@
 # Generated from the cards of this folder by `make stubs`; not edited by hand.
+from interneuron.steer.breaking_bad_tokens import FeatureSteering as FeatureSteering
+from interneuron.steer.breaking_bad_tokens import SAEFeatureSteer as SAEFeatureSteer
+from interneuron.steer.breaking_bad_tokens import rank_toxic_features as rank_toxic_features
 from interneuron.steer.lineas import AffineMaps as AffineMaps
 from interneuron.steer.lineas import LinearAcT as LinearAcT
 from interneuron.steer.lineas import LinEAS as LinEAS
