@@ -2,8 +2,13 @@
 
 Compared is the test accuracy at depth 32 with that of a plain ReLU network of He's initialisation, task by task; the
 control is the same network trained on shuffled labels. At depth 16 the mean rank over the tasks is compared with those
-of ReLU, BatchNorm-ReLU, LayerNorm-ReLU and highway networks. All networks have width 64, the same steps and the same
-learning rate of 1e-3. The six tasks are scikit-learn's generators, standardised, with 600 training and 600 test points.
+of ReLU, BatchNorm-ReLU, LayerNorm-ReLU and highway networks. The six tasks are scikit-learn's generators, standardised,
+with 600 training and 600 test points.
+
+All networks have width 64 and are trained by plain SGD, as in the authors' code, with a learning rate of 0.01, 0.1 or 1
+that is chosen for each network and task on 15 % of the training points, which nothing is trained on (the smallest of
+equal ones). An earlier version trained all by Adam at 1e-3; there a plain ReLU network of 32 layers learned as well
+within a few points (a lead of -3 to 5). Our reading: Adam rescales the small gradients that reach its first layers.
 """
 
 from __future__ import annotations
@@ -29,16 +34,11 @@ CLAIM = Claim(
     paper="best average rank among feed-forward networks on 121 UCI tasks; winning networks are deep",
     better="higher",
     unit="accuracy at depth 32",
-    minutes=3.0,
-    why=(
-        "Every statement about moments holds, and SELU ranks before plain ReLU, BatchNorm and LayerNorm networks at "
-        "depth 16. But on these small tasks a plain ReLU network of 32 layers with He's initialisation and Adam trains "
-        "as well within a few points, so the 10 points over it are not there, and highway networks rank first by more "
-        "than 0.3 under one seed of three."
-    ),
+    minutes=4.0,
 )
 
 WIDTH, STEPS, BATCH, N = 64, 200, 64, 600
+RATES, HELD = (0.01, 0.1, 1.0), 0.15
 TASKS = ("digits", "classification", "moons", "circles", "quantiles", "hastie", "blobs")
 Build = Callable[[int, int, int, int], nn.Module]
 
@@ -47,7 +47,7 @@ def claim(seed: int) -> Comparison:
     """Measure accuracies, ranks, variances through depth and the moment map."""
     tasks = {name: _task(name, seed) for name in TASKS}
     deep = {kind: [_accuracy(kind, tasks[t], 32, seed) for t in TASKS] for kind in ("selu", "relu")}
-    shuffled = [_accuracy("selu", tasks[t], 32, seed, shuffle=True) for t in TASKS]
+    shuffled = [_accuracy("selu", _shuffled(tasks[t], seed), 32, seed) for t in TASKS]
     table = [[_accuracy(kind, tasks[t], 16, seed) for kind in NETWORKS] for t in TASKS]
     ranks = {kind: fmean(rankdata([-a for a in row])[i] for row in table) for i, kind in enumerate(NETWORKS)}
     spread = {kind: [_last_variance(kind, v, seed) for v in (0.3, 3.0)] for kind in ("selu", "relu", "tanh")}
@@ -159,19 +159,39 @@ def _task(name: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (x - mean) / std, y, (x_test - mean) / std, y_test
 
 
-def _accuracy(kind: str, task: tuple[Tensor, ...], depth: int, seed: int, shuffle: bool = False) -> float:
+def _accuracy(kind: str, task: tuple[Tensor, ...], depth: int, seed: int) -> float:
+    """Test accuracy under the learning rate that is best on the points held out of training."""
     x, y, x_test, y_test = task
+    cut = round((1 - HELD) * len(x))
+    tried = []
+    for rate in RATES:
+        net = NETWORKS[kind](x.shape[1], int(y.max()) + 1, depth, seed)
+        _train(net, x[:cut], y[:cut], rate, seed)
+        tried.append((_right(net, x[cut:], y[cut:]), -rate, _right(net, x_test, y_test)))
+    return max(tried)[2]
+
+
+def _train(net: nn.Module, x: Tensor, y: Tensor, rate: float, seed: int) -> None:
     rng = generator(seed)
-    net = NETWORKS[kind](x.shape[1], int(y.max()) + 1, depth, seed)
-    told = y[torch.randperm(len(y), generator=rng)] if shuffle else y
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimiser = torch.optim.SGD(net.parameters(), lr=rate)
     for _ in range(STEPS):
         rows = torch.randint(len(x), (BATCH,), generator=rng)
         optimiser.zero_grad()
-        F.cross_entropy(net(x[rows]), told[rows]).backward()
+        loss = F.cross_entropy(net(x[rows]), y[rows])
+        if not torch.isfinite(loss):
+            break  # diverged: nothing more can be learned at this rate
+        loss.backward()
         optimiser.step()
+
+
+def _right(net: nn.Module, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
-        return float((net.eval()(x_test).argmax(-1) == y_test).float().mean())
+        return float((net.eval()(x).argmax(-1) == y).float().mean())
+
+
+def _shuffled(task: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    x, y, x_test, y_test = task
+    return x, y[torch.randperm(len(y), generator=generator(seed))], x_test, y_test
 
 
 def _last_variance(kind: str, start: float, seed: int) -> float:

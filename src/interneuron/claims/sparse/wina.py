@@ -6,6 +6,12 @@ guarantee holds). The headline is the divergence at 65 %; the factor 0.75 that t
 both sparsities is a gate, since the mean is what it speaks of. As in the authors' code, norms are used where columns
 are orthogonal (k and gate). On the model as it is the two choices are nearly the same; there the error of each matrix
 product on dense activations is compared. The control drops random channels.
+
+The first percent of a prompt stays dense, as in the method: here its first position, the same in all documents. Few
+documents carry most of a divergence, so that it takes many to tell its ratio to TEAL's from 0.75: 1,536 at 50 %, 512 at
+65 % (256 in earlier versions, with standard errors of 0.05 and 0.02). The items of the headline are means over 16
+documents. An earlier version without the dense position missed 0.75 under one seed of three, at 65 % on 256 documents
+(0.755) and at 50 % on 1,024 (0.763).
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from interneuron.model.model import Model
 from interneuron.organisms import tinyworld as tw
 from interneuron.parts.batches import divergences
 from interneuron.parts.linear_layers import block_linears, column_norms, weight_of
-from interneuron.sparse.wina import WINA, SparseMask, orthogonalize_columns, wina_mask
+from interneuron.sparse.wina import WINA, Score, SparseMask, orthogonalize_columns, wina_mask
 
 CLAIM = Claim(
     slug="wina",
@@ -30,16 +36,16 @@ CLAIM = Claim(
     paper="up to 2.94 % higher mean accuracy than TEAL at equal sparsity (25-65 %)",
     better="lower",
     unit="nats per token",
-    minutes=2,
-    why=(
-        "WINA is nearer to the dense model than TEAL under every seed, by a quarter to two fifths, and every other "
-        "criterion is met; at 65 % sparsity the ratio of the mean divergences is 0.73 on average but 0.755 under one "
-        "seed, above the 0.75 asked for. Column norms for all matrices in place of k and gate alone gave the same on "
-        "average on other seeds."
-    ),
+    minutes=4,
 )
 
-N_ROWS, LENGTH = 256, 40
+N_ROWS, N_STRONG, N_CHANCE, LENGTH, GROUP = 1536, 512, 128, 40, 16
+# sparsity, documents, ways of scoring
+PLAN: tuple[tuple[float, int, tuple[Score, ...]], ...] = (
+    (0.5, N_ROWS, ("wina", "teal")),
+    (0.65, N_STRONG, ("wina", "teal", "random")),
+    (0.5, N_CHANCE, ("random",)),
+)
 
 
 def claim(seed: int) -> Comparison:
@@ -47,20 +53,21 @@ def claim(seed: int) -> Comparison:
     model = load(CLAIM.organism)
     rotated = orthogonalize_columns(model)
     rows = _rows(seed)
-    kinds = [(score, p) for p in (0.5, 0.65) for score in ("wina", "teal", "random")]
-    rules = [WINA(p, score, "orthogonal", seed=seed, dense_share=0.0) for score, p in kinds]  # type: ignore[arg-type]
-    kl = dict(zip(kinds, _divergences(rotated, rows, rules), strict=True))
-    plain = _divergences(model, rows[:96], [WINA(0.65, dense_share=0.0), WINA(0.65, "teal", dense_share=0.0)]).mean(1)
+    kl: dict[tuple[Score, float], Tensor] = {}
+    for p, n, scores in PLAN:
+        found = _divergences(rotated, rows[:n], [WINA(p, score, "orthogonal", seed=seed) for score in scores])
+        kl |= {(score, p): found[i] for i, score in enumerate(scores)}
+    plain = _divergences(model, rows[:96], [WINA(0.65), WINA(0.65, "teal")]).mean(1)
     with torch.no_grad():
         gap = float((model(rows[:8]).logits - rotated(rows[:8]).logits).abs().max())
     ours, teal = (_matrix_error(model, rows[:16], score) for score in ("wina", "teal"))
     ratio = {p: float(kl["wina", p].mean() / kl["teal", p].mean()) for p in (0.5, 0.65)}
-    chance = {p: float(kl["wina", p].mean() / kl["random", p].mean()) for p in (0.5, 0.65)}
+    chance = {p: float(kl["wina", p][:N_CHANCE].mean() / kl["random", p][:N_CHANCE].mean()) for p in (0.5, 0.65)}
     best = _optimal_masks(seed)
     return Comparison(
-        ours=kl["wina", 0.65].tolist(),
-        baseline=kl["teal", 0.65].tolist(),
-        control=kl["random", 0.65].tolist(),
+        ours=kl["wina", 0.65].reshape(-1, GROUP).mean(1).tolist(),
+        baseline=kl["teal", 0.65].reshape(-1, GROUP).mean(1).tolist(),
+        control=kl["random", 0.65].reshape(-1, GROUP).mean(1).tolist(),
         gates={
             "KL at 50 % is at most 0.75 of TEAL's": ratio[0.5] <= 0.75,
             "KL at 65 % is at most 0.75 of TEAL's": ratio[0.65] <= 0.75,
