@@ -49,7 +49,7 @@ def test_trainer_selects_as_the_codes_do() -> None:
 
     rng = generator(1)
     x, grad = torch.randn(32, 8, generator=rng), torch.randn(32, 8, generator=rng)
-    trainer = _Trainer(SparseCoding(24, k=3), torch.zeros(8), 1.0)
+    trainer = _Trainer(SparseCoding(24, k=3), torch.zeros(8), 1.0, weight=1.0)
     pre = x @ trainer.encoder.T
     _, index, value = trainer.select(pre.clone(), x, grad)
     dense = torch.zeros(32, 24).scatter(1, index.view(32, 3), value.view(32, 3))

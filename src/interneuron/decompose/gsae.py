@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,20 +118,14 @@ class GradientSAE:
             dead_after=self.dead_after,
             aux_k=min(512, n_features),
         )
-        beta = self.beta
-
-        class Trainer(_Trainer):
-            weight = beta
-
-        found, log = train_dictionary(x, config, guide=grad, trainer=Trainer, slug=CARD.slug)
+        trainer = partial(_Trainer, weight=self.beta)
+        found, log = train_dictionary(x, config, guide=grad, trainer=trainer, slug=CARD.slug)
         curve = [row["fvu"] for row in log[:: max(1, len(log) // 100)]]
         return found.replace(fitted={**asdict(self), **found.fitted, "fvu_curve": curve})
 
 
 class _Trainer(SparseTrainer):
-    """The shared trainer with the selection of eq. 3."""
-
-    weight = 1.0
+    """The shared trainer with the selection of eq. 3; its weight is beta."""
 
     def select(self, pre: Tensor, centred: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The k entries of largest score of each row."""

@@ -11,7 +11,7 @@ Equations:
     (1)  x - b = sum_i f_i d_i, |d_i| = 1, |d_i . d_j| <= eps  =>  | |x - b|^2 - |f|^2 | <= eps (|f|_1^2 - |f|^2)
     (2)  a = ReLU((x - b) W_enc),  e_j = a_j^2 |d_j|^2
     (3)  k* = argmin_{k >= 1} | sqrt(sum of the k largest e) - |x - b| |,  f = the k* largest a, the others 0
-    (4)  L = mean |x - y|^2 + gamma mean (|f| - |x - b|)^2 + aux |dead features' reconstruction of x - y|^2
+    (4)  L = mean |x - y|^2 / D + gamma mean (|f| - |x - b|)^2 + aux |dead features' reconstruction of x - y|^2 / D
     (5)  gap = mean | |f| - |x - b| | / |x - b|                        the scatter of both lengths is the ZF plot
 
 Shapes: x [N D], W_enc [D F], d [F D], f [N F].
@@ -22,8 +22,8 @@ Cost: one step of the shared trainer plus a heap over the positive entries of ea
 Departures: inputs are centred on b and divided by one number, the root mean square of the data, instead of each by its
     own deviation [the paper makes that optional; `normalize="layer_norm"` of the artifact stays off]. The encoder bias
     of the shared trainer stays 0, as in the paper. In eq. 4 |x - b| is held fixed, so b is not drawn towards it, and
-    gamma defaults to 0.01 [inferred: the authors' grid holds 0 and positive values]. Of two equally near k the smaller
-    is taken.
+    gamma defaults to 1/128, the smallest of the authors' grid from 1/128 to 1/16; the error is a mean over the D
+    coordinates, as theirs. Of two equally near k the smaller is taken.
 
 Use:
     model = inn.load("lm")
@@ -34,6 +34,7 @@ Use:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,12 +71,12 @@ MAX_COHERENCE_ROWS = 2048
 class TopAFA:
     """Sparse autoencoder whose number of active features follows the length of the input.
 
-    expansion   features per input dimension      gamma   weight of (|f| - |x - b|)^2
+    expansion   features per input dimension      gamma   weight of (|f| - |x - b|)^2 beside the mean squared error
     dead_after  rows a feature may stay silent before the auxiliary loss revives it      skip  first tokens left out
     """
 
     expansion: int = 16
-    gamma: float = 0.01
+    gamma: float = 1 / 128
     steps: int = 1000
     lr: float = 3e-4
     batch_size: int = 4096
@@ -116,20 +117,14 @@ class TopAFA:
             aux_k=min(512, n_features),
             bias=False,
         )
-        gamma = self.gamma
-
-        class Trainer(_Trainer):
-            weight = gamma
-
-        found, log = train_dictionary(x, config, trainer=Trainer, slug=CARD.slug)
+        trainer = partial(_Trainer, weight=self.gamma)
+        found, log = train_dictionary(x, config, trainer=trainer, slug=CARD.slug)
         curve = [row["l0"] for row in log[:: max(1, len(log) // 100)]]
         return found.replace(activation="topafa", fitted={**asdict(self), **found.fitted, "l0_curve": curve})
 
 
 class _Trainer(SparseTrainer):
-    """The shared trainer with the selection of eq. 3 and the penalty of eq. 4."""
-
-    weight = 0.0
+    """The shared trainer with the selection of eq. 3 and the penalty of eq. 4; its weight is gamma."""
 
     def select(self, pre: Tensor, centred: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The k* largest positive entries of each row."""
@@ -145,13 +140,14 @@ class _Trainer(SparseTrainer):
         return running[ptr], index[kept], value[kept]
 
     def penalise(self, grad: Tensor, ptr: Tensor, value: Tensor, centred: Tensor) -> None:
-        """2 gamma / B (|f| - |x - b|) f / |f|, row by row."""
+        """2 gamma D / B (|f| - |x - b|) f / |f|, row by row: the shared loss is D times eq. 4."""
         if not self.weight:
             return
         counts = ptr.diff()
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         length = torch.zeros(len(counts)).index_add_(0, rows, value.square()).sqrt()
-        pull = (length - centred.norm(dim=1)) / length.clamp_min(1e-12) * (2 * self.weight / len(counts))
+        weight = 2 * self.weight * centred.shape[1] / len(counts)
+        pull = weight * (length - centred.norm(dim=1)) / length.clamp_min(1e-12)
         grad += pull[rows] * value
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -80,12 +80,14 @@ class SparseTrainer:
     """The parameters and one optimiser step. Inputs are divided by their root mean square, which the result undoes.
 
     mean, rms   of the data; the decoder bias starts at the mean
+    weight      of what a derived trainer adds to the selection or to the loss
 
-    A method with another selection or another penalty derives from this class and overrides `select` or `penalise`.
+    A method with another selection or another penalty derives from this class and overrides `select` or `penalise`;
+    `functools.partial(Derived, weight=...)` is a trainer for `train_dictionary`.
     """
 
-    def __init__(self, config: SparseCoding, mean: Float[Tensor, " D"], rms: float) -> None:
-        self.config = config
+    def __init__(self, config: SparseCoding, mean: Float[Tensor, " D"], rms: float, weight: float = 0.0) -> None:
+        self.config, self.weight = config, weight
         d, f = mean.shape[0], config.n_features
         rng = generator(config.seed)
         decoder = torch.randn(f, d, generator=rng)
@@ -297,13 +299,13 @@ def train_dictionary(
     data: Float[Tensor, "N D"] | Iterable[Any],
     config: SparseCoding,
     guide: Tensor | None = None,
-    trainer: type[SparseTrainer] = SparseTrainer,
+    trainer: Callable[[SparseCoding, Tensor, float], SparseTrainer] = SparseTrainer,
     **facts: Any,
 ) -> tuple[Dictionary, list[dict[str, float]]]:
     """Train a dictionary on rows of activations, or on batches of them (a Store's `batches`, say).
 
     guide    rows that belong to those of a tensor of data, for trainers that need them; an iterable yields pairs
-    trainer  a SparseTrainer, or a class derived from it
+    trainer  makes the trainer from config, mean and rms: SparseTrainer, or a class derived from it
     facts    fields of the artifact, such as site= and fingerprint=
     Returns the dictionary and the log of the steps.
     Raises InputError when there are no rows, or the batches end before `config.steps`.

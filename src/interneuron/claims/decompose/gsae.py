@@ -31,11 +31,14 @@ CLAIM = Claim(
     unit="loss recovered",
     minutes=3,
     why=(
-        "Chosen by size times gradient, features leave 13 to 25 % more error and keep less of the loss than TopK "
-        "at every k, and their effects are as small as TopK's. On the planted data TopK recovers the whole "
-        "effective half by itself, so nothing 1.5 times as good exists, and gradients lose some of it. Little was "
-        "tried beyond this: 250 steps on 40,000 tokens are far from the paper's training, and a longer one may "
-        "decide otherwise."
+        "Chosen by size times gradient, features leave 11 to 22 % more error and keep less of the loss than TopK "
+        "on average, and their effects are as small as TopK's. On the planted data each finds one or none of the 32 "
+        "small, effective directions: the gradients of a classifier of two classes all point along one line and "
+        "cannot tell one direction from another. (An earlier run planted the very rows from which training with the "
+        "same seed starts, which is why TopK seemed to find all.) Tried on a development seed: a classifier of 32 "
+        "classes and beta = 0.3, which find 0.56 of the directions against TopK's 0.31 where the others are twice as "
+        "large; on the model beta = 0.3 still keeps less of the loss than TopK (0.941 against 0.943), beta = 0.1 as "
+        "much (0.944), and the effects do not change. 250 steps on 40,000 tokens are far from the paper's training."
     ),
 )
 
@@ -79,7 +82,8 @@ def claim(seed: int) -> Comparison:
         baseline=kept["topk"],
         control=kept["shuffled"],
         gates={
-            "planted: recovery of the effective half at least 1.5 times TopK's": effective[1.0] >= 1.5 * effective[0.0],
+            "planted: recovery of the effective half at least 1.5 times TopK's": effective[1.0]
+            >= max(1.5 * effective[0.0], 1 / 32),  # nothing is not 1.5 times nothing
             "the loss recovered is higher than TopK's on at least 2 of 3 k": int((gaps > 0).sum()) >= 2,
             "squared error is at most 10 % worse": all(
                 a <= 1.1 * b for a, b in zip(fvu["ours"], fvu["topk"], strict=True)
@@ -119,7 +123,7 @@ def _texts(tokens: float, seed: int) -> list[str]:
 
 def _planted(beta: float, seed: int) -> float:
     """Share of the small, effective directions found, with gradients of a logistic classifier of their sum."""
-    rng = generator(seed)
+    rng = generator(1_000_000 + seed)  # training with `seed` starts from the first numbers of generator(seed)
     rows = torch.nn.functional.normalize(torch.randn(64, 32, generator=rng), dim=1)
     on = torch.rand(20_000, 64, generator=rng) < 0.08
     size = torch.cat([torch.full((32,), 3.0), torch.full((32,), 1.0)])

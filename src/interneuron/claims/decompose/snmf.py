@@ -42,7 +42,10 @@ CLAIM = Claim(
         "Planted features are found far better than by the other decompositions (0.91 to 1.00, under two seeds "
         "below the 0.95 asked for). On the model both SNMF and the dictionary separate formality perfectly and "
         "sentiment at 0.68 to 0.77 only, and neither steers sentiment: 0.010 nats against 0.009 by a random "
-        "feature. Another layer and another pooling over tokens were tried on another seed."
+        "feature. Another layer and another pooling over tokens were tried on another seed; on one more, layers 0 and "
+        "2, the mean over tokens and 32 features gave 0.49 to 0.68. A poor planted fit shows in its error, so that "
+        "several starts would help there: on four seeds the SVD start reached 0.93 to 1.00, the random one 0.84 to "
+        "1.00."
     ),
 )
 

@@ -46,7 +46,9 @@ CLAIM = Claim(
     "0.022 on the texts fitted on and 0.038 on others, so 32 texts a side are overfitted. And under two seeds of three "
     "the sparse maps, which keep 15 to 17 % of the coordinates, remove less than half of what the dense ones do: the "
     "penalty also shortens what it keeps. Tried on development seeds: SGD and Adam, 20 to 100 steps, stories of one, "
-    "two and all sentences, residual stream instead of norms, penalties from 0.0015 to 0.01.",
+    "two and all sentences, residual stream instead of norms, penalties from 0.0015 to 0.01. Measured on 768 texts a "
+    "side, where two sets of clean texts differ by 0.0015 (by 0.009 on 128), the distance left is still 5 to 9 % below "
+    "that of Linear-AcT, for it is what 32 texts leave uncertain about the target.",
 )
 
 N, N_PROMPTS, N_UNRELATED, N_HELD, DRAWS = 32, 48, 32, 128, 2
