@@ -187,6 +187,7 @@ def _dedent(text: str) -> str:
 
 def _prose(text: str) -> str:
     """A section that is text: it begins with a capital now that its title stands above it."""
+    text = text.replace("][", "]\\[")  # two shapes side by side are no link
     is_word = re.match(r"(a |[a-z]{2,}[ ,])", text)
     return text[0].upper() + text[1:] if is_word else text
 
