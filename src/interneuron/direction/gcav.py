@@ -41,9 +41,8 @@ Use:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,6 +55,17 @@ from interneuron.core.errors import InputError, ShapeError, did_you_mean
 from interneuron.core.seeds import generator
 from interneuron.model.model import Model
 from interneuron.parts.cav import class_gradients, fit_cav, pooled_rows, tcav_scores
+from interneuron.parts.odd_networks import (
+    Weights,
+    applied,
+    frozen,
+    linear,
+    odd,
+    odd_mlp,
+    step,
+    trainable,
+    two_ways,
+)
 
 CARD = Card(
     id=161,
@@ -70,7 +80,6 @@ CARD = Card(
     claim="Much lower variance of TCAV scores over layers at preserved relevance; robust to perturbed concept vectors",
 )
 
-Weights = dict[str, Tensor]
 Cavs = Mapping[str, Tensor]
 
 
@@ -119,7 +128,7 @@ class GlobalCAV(Artifact):
         with torch.no_grad():
             k = self.concepts.index(concept)
             g = _fused(self.weights, k, _aligned(self.weights, k, [cavs[site].float() for site in self.sites]))
-            return {site: F.normalize(_mlp(self.weights, f"dec{i}", g), dim=-1) for i, site in enumerate(self.sites)}
+            return {site: F.normalize(odd_mlp(self.weights, f"dec{i}", g), dim=-1) for i, site in enumerate(self.sites)}
 
     def plot(self) -> plots.Plot:
         """TCAV scores over the sites, of separate and of global vectors."""
@@ -227,8 +236,8 @@ class GCAV:
                 made.append((_fused(w, i, z), z.mean(1)))
         g, mean = (torch.cat(parts) for parts in zip(*made, strict=True))
         with torch.no_grad():
-            decoded = [F.normalize(_mlp(w, f"dec{i}", g), dim=-1).reshape(x.shape) for i, x in enumerate(v)]
-            averaged = [F.normalize(_mlp(w, f"dec{i}", mean), dim=-1).reshape(x.shape) for i, x in enumerate(v)]
+            decoded = [F.normalize(odd_mlp(w, f"dec{i}", g), dim=-1).reshape(x.shape) for i, x in enumerate(v)]
+            averaged = [F.normalize(odd_mlp(w, f"dec{i}", mean), dim=-1).reshape(x.shape) for i, x in enumerate(v)]
         return GlobalCAV(
             concepts=tuple(cavs),
             g=g.reshape(k, r, -1),
@@ -247,10 +256,10 @@ class GCAV:
         shape = {"enc": (x.shape[1], self.hidden, self.dim), "dec": (self.dim, self.hidden, x.shape[1])}
         w: Weights = {}
         for part, (d_in, middle, d_out) in shape.items():
-            w |= _linear(f"{part}{i}.0", d_in, middle, rng) | _linear(f"{part}{i}.1", middle, d_out, rng)
+            w |= linear(f"{part}{i}.0", d_in, middle, rng) | linear(f"{part}{i}.1", middle, d_out, rng)
         noise = torch.randn(self.copies, *x.shape, generator=rng) * self.noise * x.std(0)
         rows = torch.cat([x[None], x + noise]).flatten(0, 1)
-        optimiser = _trainable(torch.optim.Adam, w, lr=self.lr)
+        optimiser = trainable(torch.optim.Adam, w, lr=self.lr)
 
         def drop(h: Tensor) -> Tensor:
             keep = torch.rand(h.shape, generator=rng) >= self.dropout
@@ -259,20 +268,20 @@ class GCAV:
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=rng)
             for chosen in order.split(self.batch_size):
-                e = _mlp(w, f"enc{i}", rows[chosen], drop)
-                loss = (1 - F.cosine_similarity(_mlp(w, f"dec{i}", e, drop), rows[chosen])).mean()
-                _step(optimiser, loss)
-        return _frozen(w)
+                e = odd_mlp(w, f"enc{i}", rows[chosen], drop)
+                loss = (1 - F.cosine_similarity(odd_mlp(w, f"dec{i}", e, drop), rows[chosen])).mean()
+                step(optimiser, loss)
+        return frozen(w)
 
     def _alignment(self, w: Weights, cavs: list[Tensor], k: int, rng: torch.Generator) -> Weights:
         """The network A that brings the layers of concept `k` together (eq. 3)."""
         d, new = self.dim, {}
         for name in ("0", "1", "2", "skip"):
-            new |= _linear(f"align{k}.{name}", d, d, rng)
+            new |= linear(f"align{k}.{name}", d, d, rng)
         with torch.no_grad():
-            e = torch.stack([_mlp(w, f"enc{i}", x) for i, x in enumerate(cavs)], 2)  # [K R L E]
+            e = torch.stack([odd_mlp(w, f"enc{i}", x) for i, x in enumerate(cavs)], 2)  # [K R L E]
         mine, others = e[k], torch.cat([e[:k], e[k + 1 :]]).flatten(0, 2)
-        optimiser = _trainable(torch.optim.AdamW, new, lr=self.lr, weight_decay=0.01)
+        optimiser = trainable(torch.optim.AdamW, new, lr=self.lr, weight_decay=0.01)
         r, n_layers = mine.shape[:2]
         rows = torch.arange(r)
         for _ in range(self.steps):
@@ -284,32 +293,32 @@ class GCAV:
             near = (za * zp).sum(-1, keepdim=True) / self.tau
             contrast = (torch.logsumexp(torch.cat([near, za @ zn.T / self.tau], 1), 1) - near[:, 0]).mean()
             keep = (1 - F.cosine_similarity(za, a)) + (1 - F.cosine_similarity(zp, p))
-            _step(optimiser, contrast + self.align_weight * keep.mean())
-        return _frozen(new)
+            step(optimiser, contrast + self.align_weight * keep.mean())
+        return frozen(new)
 
     def _fusion(self, w: Weights, cavs: list[Tensor], k: int, slopes: list[Tensor], rng: torch.Generator) -> Weights:
         """The attention that makes one vector of all layers of concept `k` (eq. 4 to 6)."""
         d, r = self.dim, len(cavs[0])
         new = {f"fuse{k}.place": 0.02 * torch.randn(r, len(cavs), d, generator=rng)}
         for name, d_out, d_in in (("qkv", 3 * d, d), ("out", d, d), ("up", 2 * d, d), ("down", d, 2 * d), ("g", d, d)):
-            each = [_linear(f"fuse{k}.{name}", d_in, d_out, rng) for _ in range(r)]
+            each = [linear(f"fuse{k}.{name}", d_in, d_out, rng) for _ in range(r)]
             new |= {key: torch.stack([one[key] for one in each]) for key in each[0]}
         with torch.no_grad():
             z = _aligned(w, k, cavs)
-            target = [_mlp(w, f"dec{i}", z[:, i]) for i in range(len(cavs))]
-        optimiser = _trainable(torch.optim.Adam, new, lr=self.fusion_lr)
+            target = [odd_mlp(w, f"dec{i}", z[:, i]) for i in range(len(cavs))]
+        optimiser = trainable(torch.optim.Adam, new, lr=self.fusion_lr)
         units = [F.normalize(s, dim=-1) for s in slopes]
         sharp = 1.0
         for epoch in range(self.fusion_epochs):
             weight = self.variance_weight if 2 * epoch >= self.fusion_epochs else 0.0
             g = _fused(new, k, z)
-            made = [_mlp(w, f"dec{i}", g) for i in range(len(cavs))]
+            made = [odd_mlp(w, f"dec{i}", g) for i in range(len(cavs))]
             scores = torch.stack([_soft_tcav(u, v, sharp) for u, v in zip(units, made, strict=True)], 1)
             far = torch.stack([1 - F.cosine_similarity(v, t) for v, t in zip(made, target, strict=True)], 1)
             # a sum over sets, each of which has its own network: none feels the others
-            _step(optimiser, (weight * scores.var(1, correction=0) + far.mean(1)).sum())  # eq. 5
+            step(optimiser, (weight * scores.var(1, correction=0) + far.mean(1)).sum())  # eq. 5
             sharp = min(1.2 * sharp, 1000.0) if weight else sharp
-        return _frozen(new)
+        return frozen(new)
 
 
 def tcav(model: Model, cav: Float[Tensor, " D"], site: str, inputs: Tensor, cls: int) -> float:
@@ -347,39 +356,15 @@ def _stacked(cavs: Mapping[str, Cavs], sites: tuple[str, ...]) -> list[Float[Ten
     return found
 
 
-def _linear(name: str, d_in: int, d_out: int, rng: torch.Generator) -> Weights:
-    bound = d_in**-0.5
-    weight = (2 * torch.rand(d_out, d_in, generator=rng) - 1) * bound * 3**0.5
-    return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(d_out)}
-
-
-def _apply(w: Weights, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-
-def _two_ways(x: Tensor) -> Tensor:
-    return torch.cat([x, -x])
-
-
-def _odd(y: Tensor) -> Tensor:
-    there, back = y.chunk(2)
-    return (there - back) / 2  # eq. 7, with `_two_ways` in front
-
-
-def _mlp(w: Weights, name: str, x: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    h = torch.relu(_apply(w, f"{name}.0", _two_ways(x)))
-    return _odd(_apply(w, f"{name}.1", drop(h) if drop else h))
-
-
 def _align(w: Weights, k: int, e: Tensor) -> Tensor:
-    h = e = _two_ways(e)
+    h = e = two_ways(e)
     for j in range(2):
-        h = F.gelu(F.layer_norm(_apply(w, f"align{k}.{j}", h), h.shape[-1:]))
-    return F.normalize(_odd(_apply(w, f"align{k}.2", h) + _apply(w, f"align{k}.skip", e)), dim=-1)
+        h = F.gelu(F.layer_norm(applied(w, f"align{k}.{j}", h), h.shape[-1:]))
+    return F.normalize(odd(applied(w, f"align{k}.2", h) + applied(w, f"align{k}.skip", e)), dim=-1)
 
 
 def _aligned(w: Weights, k: int, cavs: list[Tensor]) -> Float[Tensor, "R L E"]:
-    return torch.stack([_align(w, k, _mlp(w, f"enc{i}", F.normalize(x, dim=-1))) for i, x in enumerate(cavs)], 1)
+    return torch.stack([_align(w, k, odd_mlp(w, f"enc{i}", F.normalize(x, dim=-1))) for i, x in enumerate(cavs)], 1)
 
 
 def _fused(w: Weights, k: int, z: Float[Tensor, "R L E"]) -> Float[Tensor, "R E"]:
@@ -404,17 +389,3 @@ def _soft_tcav(units: Float[Tensor, "N D"], cavs: Float[Tensor, "B D"], sharp: f
     cosines = F.normalize(cavs, dim=-1) @ units.T
     soft = torch.sigmoid(sharp * cosines)
     return ((cosines > 0).float() + soft - soft.detach()).mean(1)  # eq. 6
-
-
-def _trainable(kind: Callable[..., torch.optim.Optimizer], w: Weights, **options: Any) -> torch.optim.Optimizer:
-    return kind([x.requires_grad_() for x in w.values()], **options)
-
-
-def _frozen(w: Weights) -> Weights:
-    return {name: x.detach() for name, x in w.items()}
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
