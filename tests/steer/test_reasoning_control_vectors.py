@@ -8,6 +8,7 @@ import torch
 from letters import Letters, letters_llama
 
 from interneuron.artifacts import load_artifact
+from interneuron.claims.steer import reasoning_control_vectors as claim
 from interneuron.core.errors import InputError, ShapeError
 from interneuron.model.model import Model
 from interneuron.parts.steering_sweep import answer_log_probs, sweep_alpha
@@ -103,6 +104,19 @@ def test_the_sweep_equals_numpy(model: Model) -> None:
     assert middle["entropy"] == pytest.approx(-(p0 * before).sum(1).mean(), rel=1e-4)
     alone = answer_log_probs(model, RIGHT[3:])
     torch.testing.assert_close(alone[0], answer_log_probs(model, RIGHT)[3], atol=1e-4, rtol=0)  # padding is not seen
+
+
+def test_the_claim_reads_finished_solutions_and_keeps_its_problems_apart() -> None:
+    told = "compute : 4 + 8 ? let us see step by step . start with 4 . now take 4 plus 8 . 4 plus 8 makes 12 ."
+    assert claim._result(told + " so now we have 12 .") == ""  # cut off before its result
+    assert claim._result(told + " so now we have 12 . the result is 12 .") == "12"
+    assert claim._result("briefly compute : 4 + 8 ? : 4 + 8 = 12 , = 12 .") == "12"
+    assert claim._result("briefly compute : 4 + 8 ? : 4 + 8 = 12 , = 12") == ""
+    parts = [claim._task("arithmetic", n, 107, part) for part, n in enumerate((40, 40, 60))]
+    assert [sum(p.startswith("briefly ") for p in task.prompts) for task in parts] == [20, 20, 30]
+    fitted, chosen, tested = ({p.removeprefix("briefly ") for p in task.prompts} for task in parts)
+    assert not fitted & chosen
+    assert not tested & (fitted | chosen)
 
 
 @pytest.mark.usefixtures("unchecked")
