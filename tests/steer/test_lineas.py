@@ -122,6 +122,37 @@ def test_sparse_maps_keep_less_and_the_strongest_penalty_keeps_nothing(known) ->
     assert LinEAS("table:out", group=9.0, lr=0.5, steps=20).fit(model, SOURCE, TARGET).kept == 0.0
 
 
+def test_momentum_gets_there_sooner_and_to_the_same_sparse_maps(known) -> None:
+    model = known[0]
+    settled, quick, slow = (
+        LinEAS("table:out", l1=0.05, lr=lr, steps=n, momentum=m).fit(model, SOURCE, TARGET)
+        for n, m, lr in ((150, 0.0, 0.4), (60, 0.8, 0.1), (60, 0.0, 0.1))
+    )
+
+    def far(maps: AffineMaps) -> float:
+        name = "table:out"
+        gaps = [maps.scale[name] - settled.scale[name], maps.shift[name] - settled.shift[name]]
+        return float(torch.cat(gaps).abs().max())
+
+    assert far(quick) < 0.2 * far(slow)
+    assert quick.support()["table:out"].tolist() == settled.support()["table:out"].tolist()
+
+
+def test_a_second_fit_frees_what_the_penalty_kept(known) -> None:
+    model = known[0]
+    options = {"sites": "table:out", "l1": 0.5, "lr": 0.5, "steps": 40}
+    once = LinEAS(**options).fit(model, SOURCE, TARGET)
+    twice = LinEAS(**options, refit=150).fit(model, SOURCE, TARGET)
+    assert 0 < twice.kept <= once.kept < 1
+    assert set(twice.support()["table:out"].tolist()) <= set(once.support()["table:out"].tolist())
+    full = LinEAS("table:out", lr=0.5, steps=150).fit(model, SOURCE, TARGET)
+    for j in once.support()["table:out"].tolist():  # coordinates do not act on each other in this model
+        torch.testing.assert_close(twice.scale["table:out"][j], full.scale["table:out"][j])
+        torch.testing.assert_close(twice.shift["table:out"][j], full.shift["table:out"][j])
+    with pytest.raises(InputError, match="refit=5 with l1=0.0"):
+        LinEAS("table:out", refit=5).fit(model, SOURCE, TARGET)
+
+
 def test_the_first_step_is_the_gradient_in_numpy(known) -> None:
     model = known[0]
     maps = LinEAS("table:out", lr=0.25, steps=1).fit(model, SOURCE, TARGET)
@@ -176,6 +207,8 @@ def test_mistakes_are_taught(known, tiny_lm: Model) -> None:
             method.fit(model, ["1"], TARGET)
     with pytest.raises(InputError, match="expected penalties >= 0"):
         LinEAS("table:out", lr=-1.0).fit(model, SOURCE, TARGET)
+    with pytest.raises(InputError, match="momentum=0.9 with optimizer='adam'"):
+        LinEAS("table:out", optimizer="adam", momentum=0.9).fit(model, SOURCE, TARGET)
     with pytest.raises(InputError, match="ower lr"):
         LinEAS(lr=1e9, steps=9).fit(tiny_lm, ["abc", "abd"], ["xyz", "zy"])
     with pytest.raises(ShapeError, match=r"\[N D\] and \[M D\]"):

@@ -14,6 +14,7 @@ Equations:
     (3)  loss = sum_s 1/D sum_j W2^2(xi_s[:, j], eta_s[:, j])    xi: steered source, mean over tokens; eta: target
     (4)  R = l1 sum_s (|w_s - 1|_1 + |b_s|_1) + group sum_s sqrt(D) (|w_s - 1|_2 + |b_s|_2)
     (5)  step: gradient of (3), then the proximal map of lr R: soft-threshold each number, then each vector
+         with momentum: v <- prox(v - lr slope + momentum (v - v of the step before))
     (6)  h <- (1 - alpha) h + alpha T(h)                         `AffineMaps.edit(alpha)`
     (7)  Linear-AcT: w, b = least squares of sorted target on sorted source, one site after the other
 
@@ -23,8 +24,12 @@ Cost: one forward and backward pass over a batch of source texts per step up to 
     pass per site. Memory 2 S D numbers and the activations of one batch.
 
 Departures: groups of unequal size are compared by their exact quantile functions, where the paper resamples. The
-    weights of the penalty are options, and the step falls linearly to zero [both inferred]. Sites are all norms of the
-    layers (`layers.*.norm*`), with those behind attention and feed-forward in models that have them.
+    weights of the penalty are options, and the step falls linearly to zero [both inferred]. Momentum is an option, off
+    as given: shifts of all sites act on each other, some combinations hardly change the loss, and plain steps need
+    hundreds to settle them; it enters before the proximal map, so that the penalty keeps its weight. So is a second
+    fit, `refit` steps without the penalty for the coordinates it has kept: the penalty chooses them, but also takes its
+    weight off every number (the relaxed lasso of Meinshausen, 2007). Sites are all norms of the layers
+    (`layers.*.norm*`), with those behind attention and feed-forward in models that have them.
 
 Use:
     model = inn.load("lm")
@@ -35,7 +40,7 @@ Use:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -66,6 +71,7 @@ CARD = Card(
 )
 
 
+Maps = tuple[dict[str, Tensor], dict[str, Tensor]]
 OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -94,7 +100,7 @@ class AffineMaps(Artifact):
 
     def support(self) -> dict[str, Tensor]:
         """The coordinates that a map changes, by site: Int[n]."""
-        return {n: ((self.scale[n] != 1) | (self.shift[n] != 0)).nonzero()[:, 0] for n in self.scale}
+        return {name: kept.nonzero()[:, 0] for name, kept in _kept(self.scale, self.shift).items()}
 
     @property
     def kept(self) -> float:
@@ -145,6 +151,8 @@ class LinEAS:
     sites       where to put a map (names or globs)     l1, group    weights of the sparse penalty (eq. 4)
     lr, steps   of proximal gradient descent            batch_size   source texts per step, drawn with `seed`
     optimizer   "sgd" as for language models in the paper, or "adam", its choice for images, which needs fewer steps
+    momentum    of "sgd", 0 to below 1: share of the step before that is taken again (eq. 5)
+    refit       further steps from w = 1, b = 0 that learn the kept coordinates alone, without the penalty
     """
 
     sites: str | Sequence[str] = "layers.*.norm*"
@@ -155,6 +163,8 @@ class LinEAS:
     batch_size: int = 32
     optimizer: Literal["sgd", "adam"] = "sgd"
     seed: int = 0
+    momentum: float = 0.0
+    refit: int = 0
 
     def fit(self, model: Model, source: Sequence[str], target: Sequence[str]) -> AffineMaps:
         """Return the maps that give the texts `source` the activations of the texts `target`; they need not be pairs.
@@ -166,10 +176,26 @@ class LinEAS:
         self._check()
         names = _names(model, self.sites)
         texts, goal = _texts("source", source), pooled(model, _texts("target", target), names)
+        maps, losses = self._descend(model, texts, goal)
+        if self.refit:
+            free = replace(self, l1=0.0, group=0.0, steps=self.refit)
+            maps, more = free._descend(model, texts, goal, _kept(*maps))
+            losses += more
+        fitted = {**asdict(self), "sites": list(names), "n_source": len(texts), "n_target": len(target)}
+        fitted |= {"first loss": losses[0], "last loss": losses[-1]}
+        return _maps(*maps, fitted, model)
+
+    def _descend(
+        self, model: Model, texts: list[str], goal: dict[str, Tensor], kept: dict[str, Tensor] | None = None
+    ) -> tuple[Maps, list[float]]:
+        """Scales and shifts by eq. 5, with the loss of every step; `kept` names the coordinates that may change."""
+        names = list(goal)
         scale = {n: torch.ones(v.shape[1], device=model.device, requires_grad=True) for n, v in goal.items()}
         shift = {n: torch.zeros(v.shape[1], device=model.device, requires_grad=True) for n, v in goal.items()}
         numbers, draw, losses = [*scale.values(), *shift.values()], generator(self.seed), []
+        allowed = None if kept is None else 2 * [kept[n].to(model.device) for n in names]
         optimizer = OPTIMIZERS[self.optimizer](numbers, lr=self.lr)
+        before = [value.detach().clone() for value in numbers]
         for step in track(range(self.steps), label="LinEAS", unit="step"):
             batch = [texts[i] for i in torch.randperm(len(texts), generator=draw)[: self.batch_size].tolist()]
             maps = Edits(Transport(n, scale[n], shift[n]) for n in names)
@@ -178,23 +204,35 @@ class LinEAS:
                 loss = torch.stack([sorted_w2(now[n], goal[n]).mean() for n in names]).sum()  # eq. 3
             losses.append(float(loss.detach()))
             slopes = torch.autograd.grad(loss, numbers)
-            for value, slope in zip(numbers, slopes, strict=True):
-                value.grad = slope
             if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
                 raise InputError(f"LinEAS: the loss is {losses[-1]:.3g} after {step + 1} steps. Lower lr={self.lr}")
+            for i, (value, slope) in enumerate(zip(numbers, slopes, strict=True)):
+                value.grad = slope if allowed is None else slope * allowed[i]
             lr = optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            here = [value.detach().clone() for value in numbers]
             optimizer.step()
             with torch.no_grad():
+                for value, is_at, was_at in zip(numbers, here, before, strict=True):
+                    value.add_(is_at - was_at, alpha=self.momentum)
                 self._shrink(scale, shift, lr)
-        fitted = {**asdict(self), "sites": list(names), "n_source": len(texts), "n_target": len(target)}
-        fitted |= {"first loss": losses[0], "last loss": losses[-1]}
-        return _maps(scale, shift, fitted, model)
+            before = here
+        return (scale, shift), losses
 
     def _check(self) -> None:
+        if self.refit < 0 or (self.refit and self.l1 == self.group == 0):
+            raise InputError(
+                f"LinEAS: refit={self.refit} with l1={self.l1} and group={self.group}; expected steps >= 0, and 0 "
+                "without a penalty, which is what chooses. Change one"
+            )
         if min(self.l1, self.group) < 0 or self.lr <= 0 or self.steps < 1 or self.optimizer not in OPTIMIZERS:
             raise InputError(
                 f"LinEAS: l1={self.l1}, group={self.group}, lr={self.lr}, steps={self.steps}, "
                 f"optimizer={self.optimizer!r}; expected penalties >= 0, lr > 0, steps >= 1, sgd or adam. Change them"
+            )
+        if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
+            raise InputError(
+                f"LinEAS: momentum={self.momentum} with optimizer={self.optimizer!r}; expected 0 <= momentum < 1, and "
+                "0 for adam, which has its own. Change it"
             )
 
     def _shrink(self, scale: dict[str, Tensor], shift: dict[str, Tensor], lr: float) -> None:
@@ -286,6 +324,11 @@ def _check(a: Tensor, b: Tensor) -> None:
         )
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise InputError("a sample holds NaN or infinity: expected finite activations. Look at the model or lower lr")
+
+
+def _kept(scale: dict[str, Tensor], shift: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which coordinates the maps change, by site: Bool[D]."""
+    return {n: (scale[n].detach() != 1) | (shift[n].detach() != 0) for n in scale}
 
 
 def _names(model: Model, sites: str | Sequence[str]) -> list[str]:

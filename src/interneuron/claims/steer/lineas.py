@@ -1,22 +1,24 @@
 """LinEAS on `lm`: maps learned together remove the marker words of toxic stories better than layer-wise maps.
 
-Sources are 32 stories with toxicity markers, targets 32 other stories without. The behaviour is the probability that
-the model puts a marker where a toxic story has its second one, after a first sentence with a marker; it is what a
-sampled continuation shows, without the noise of sampling. Every method is used at the strength, chosen on half of the
-prompts and of the unrelated texts, that lowers it most while perplexity on unrelated texts rises by a factor of at most
-1.2; numbers come from the other halves. The control gives the learned numbers to other coordinates of the same site.
+Sources are 32 sentences with a toxicity marker, the first ones of stories; targets 32 others without. The behaviour is
+the probability that the model puts a marker where a toxic story has its second one, after a first sentence with a
+marker; it is what a sampled continuation shows, without the noise of sampling. Every method is used at the strength,
+chosen on half of the prompts and of the unrelated texts, that lowers it most while perplexity on unrelated texts rises
+by a factor of at most 1.2; numbers come from the other halves. The control gives the learned numbers to other
+coordinates of the same site. The distance W2 is that of maps at strength 1 on 2048 sentences a side that nothing is
+fitted on, so many that two sets of targets hardly differ. All numbers that gates compare are means over five draws.
 
-Deviations from the check: all methods may be used beyond strength 1 (up to 2.5), since at 1 none of them costs anything
-and there would be no perplexity to match. For time, two draws per seed (six in all) instead of five, of stories cut
-after their second sentence; the dense maps are learned with Adam, the paper's choice for images, in 80 steps; the
-sparse ones, by proximal SGD as in the paper, are fitted on the first draw of each seed. Gates speak of the mean over
-the draws of a seed.
+Deviations from the check: all methods may be used beyond strength 1, in steps of 0.25 up to 4. At 1 none of them costs
+anything, and perplexities match only if every method can go on to where it meets the limit. LinEAS is learned as in
+the paper, by proximal SGD; with momentum, as 80 plain steps leave it far from the minimum. The sparse form differs by
+the penalty alone, and is fitted once more, without it, on the coordinates that the penalty keeps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,35 +41,32 @@ CLAIM = Claim(
     paper="less toxicity than Lin-AcT and ITI with 32 sentences a side; MMLU -1 point, perplexity +0.6 at most",
     better="higher",
     unit="fall of the marker's probability",
-    minutes=5.0,
-    why="The dense maps do what the paper says: at equal perplexity they remove 2.3 times as much as layer-wise maps "
-    "and 3.8 times as much as a mean shift; on permuted coordinates they remove a tenth. Two further criteria are "
-    "missed. Held out, the distance left is 1 to 9 % below that of Linear-AcT, not 20 %; on a development seed it was "
-    "0.022 on the texts fitted on and 0.038 on others, so 32 texts a side are overfitted. And under two seeds of three "
-    "the sparse maps, which keep 15 to 17 % of the coordinates, remove less than half of what the dense ones do: the "
-    "penalty also shortens what it keeps. Tried on development seeds: SGD and Adam, 20 to 100 steps, stories of one, "
-    "two and all sentences, residual stream instead of norms, penalties from 0.0015 to 0.01. Measured on 768 texts a "
-    "side, where two sets of clean texts differ by 0.0015 (by 0.009 on 128), the distance left is still 5 to 9 % below "
-    "that of Linear-AcT, for it is what 32 texts leave uncertain about the target. No map of single coordinates can do "
-    "much better: on four development draws, shifts shortened by the best factor for each coordinate, taken from the "
-    "truth, still leave 0.73 to 1.26 of Linear-AcT's distance. The sparse maps are cut off by the largest strength, "
-    "2.5: on two development draws they cost 1 to 6 % of perplexity there, and at strength 3, for 11 to 18 %, lower "
-    "the marker's probability by 0.61 of 0.75.",
+    minutes=13.0,
+    why="The dense maps do what the paper says: at equal perplexity they remove 94 % of the marker's probability, "
+    "layer-wise maps 26 %, a mean shift 18 %, the same numbers on permuted coordinates 9 %. Two further criteria "
+    "are met under two seeds of three. Held out, the distance left is 0.77, 0.79 and 0.82 of Linear-AcT's, where "
+    "0.8 is asked for: the joint maps overfit scales less, but the means of 32 sentences a side are as uncertain "
+    "for both, and seven tenths of that uncertainty lie along two directions of a development set, one of which "
+    "has nothing to do with toxicity. On development draws a small penalty and a longer descent left the ratio "
+    "between 0.77 and 0.93; maps on the second norms alone reached 0.63 to 0.81 but no longer lower the marker. "
+    "The sparse maps keep 19.8, 19.2 and 20.4 % of the coordinates, where 20 % are allowed, and give 93 to 104 % "
+    "of the dense reduction: the penalty, chosen on development draws where it kept 18 %, is a little too weak "
+    "for the third seed, and was left as it was once the run had been seen.",
 )
 
-N, N_PROMPTS, N_UNRELATED, N_HELD, DRAWS = 32, 48, 32, 128, 2
+N, N_PROMPTS, N_UNRELATED, N_HELD, DRAWS = 32, 48, 32, 2048, 5
 RATIO = 1.2
-ALPHAS = [1.0, 1.5, 2.0, 2.5]
-METHOD = LinEAS(lr=0.03, steps=80, optimizer="adam")
-SPARSE = LinEAS(lr=3.0, steps=80, l1=0.0025)
+ALPHAS = [1 + i / 4 for i in range(13)]
+METHOD = LinEAS(lr=1.0, momentum=0.9, steps=80)
+SPARSE = replace(METHOD, l1=0.0014, refit=60)
 
 
 def claim(seed: int) -> Comparison:
-    """Compare LinEAS with Linear-AcT and the mean shift over draws, and its sparse form on the first."""
+    """Compare LinEAS with Linear-AcT, the mean shift and its own sparse form over draws."""
     model = load(CLAIM.organism)
-    rows = [_draw(model, 10 * seed + i, sparse=i == 0) for i in range(DRAWS)]
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name in rows[-1]}
-    first = rows[0]
+    held = _held_out(model, seed)
+    rows = [_draw(model, 10 * seed + i, held) for i in range(DRAWS)]
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     return Comparison(
         ours=[row["ours"] for row in rows],
         baseline=[row["linear_act"] for row in rows],
@@ -76,10 +75,10 @@ def claim(seed: int) -> Comparison:
             "at perplexity ratio <= 1.2 the reduction is at least Lin-AcT's": mean["ours"] >= mean["linear_act"],
             "at perplexity ratio <= 1.2 the reduction is at least the mean shift's": mean["ours"] >= mean["shift"],
             "held-out summed W2 is at most 0.8 of Lin-AcT's": mean["w2"] <= 0.8 * mean["w2 linear_act"],
-            "the sparse maps keep at most 20 % of the coordinates": first["kept"] <= 0.2,
-            "the sparse maps give at least 80 % of the dense reduction": first["sparse"] >= 0.8 * first["ours"],
+            "the sparse maps keep at most 20 % of the coordinates": mean["kept"] <= 0.2,
+            "the sparse maps give at least 80 % of the dense reduction": mean["sparse"] >= 0.8 * mean["ours"],
         },
-        extra={**mean, "kept by the sparse maps": first["kept"], "sparse": first["sparse"]},
+        extra={**mean},
     )
 
 
@@ -100,7 +99,7 @@ def apply(a: Tensor, b: Tensor) -> Tensor:
     return sorted_w2(a, b)
 
 
-def stories(n: int, seed: int, sentences: int = 2) -> tuple[list[str], list[str]]:
+def stories(n: int, seed: int, sentences: int = 1) -> tuple[list[str], list[str]]:
     """`n` toxic stories, and `n` clean ones that are not their twins."""
     toxic, _ = tw.contrast("toxicity", n=n, seed=2 * seed)
     _, clean = tw.contrast("toxicity", n=n, seed=2 * seed + 1)
@@ -111,9 +110,8 @@ def stories(n: int, seed: int, sentences: int = 2) -> tuple[list[str], list[str]
     return [cut(text) for text in toxic], [cut(text) for text in clean]
 
 
-def _draw(model: Model, draw: int, sparse: bool) -> dict[str, float]:
+def _draw(model: Model, draw: int, held: Callable[[AffineMaps], float]) -> dict[str, float]:
     toxic, clean = stories(N, seed=1000 + draw)
-    held = stories(N_HELD, seed=2000 + draw)
     ours, act = METHOD.fit(model, toxic, clean), LinearAcT().fit(model, toxic, clean)
     shift = MeanDifference(pos=None).fit(model, clean, toxic, site=f"layers.{model.n_layers // 2}.resid_post")
     found = _effect(model, ours, draw)
@@ -121,13 +119,11 @@ def _draw(model: Model, draw: int, sparse: bool) -> dict[str, float]:
         "ours": -found.effect, "permuted": -found.control, "price": found.price, "alpha": found.alpha,
         "linear_act": -_rival(model, act.edit, draw),
         "shift": -_rival(model, shift.edit, draw),
-        "w2": _held_out(model, ours, held), "w2 linear_act": _held_out(model, act, held),
+        "w2": held(ours), "w2 linear_act": held(act),
         "marker without steering": float(found.effects.base.mean()),
     }  # fmt: skip
-    if sparse:
-        few = SPARSE.fit(model, toxic, clean)
-        row |= {"kept": few.kept, "sparse": -_rival(model, few.edit, draw)}
-    return row
+    few = SPARSE.fit(model, toxic, clean)
+    return row | {"kept": few.kept, "sparse": -_rival(model, few.edit, draw)}
 
 
 def _effect(model: Model, maps: AffineMaps, draw: int) -> ControlledEffect:
@@ -169,8 +165,20 @@ def _measure(model: Model, draw: int) -> tuple[Measure, list[str], list[str]]:
     return marker, prompts, unrelated
 
 
-def _held_out(model: Model, maps: AffineMaps, texts: tuple[list[str], list[str]]) -> float:
-    """Eq. 3 at full strength on texts that were not fitted on."""
-    names = list(maps.scale)
-    now, goal = pooled(model, texts[0], names, maps.edit(1.0)), pooled(model, texts[1], names)
-    return sum(float(sorted_w2(now[name], goal[name]).mean()) for name in names)
+def _held_out(model: Model, seed: int) -> Callable[[AffineMaps], float]:
+    """Eq. 3 of maps at full strength, on texts that nothing is fitted on, the same for all draws."""
+    source, target = stories(N_HELD, seed=20_000 + seed)
+    goal: dict[str, Tensor] = {}
+
+    def read(maps: AffineMaps, texts: list[str], alpha: float) -> dict[str, Tensor]:
+        names, size = list(maps.scale), 256  # texts at a time, for memory
+        parts = [pooled(model, texts[i : i + size], names, maps.edit(alpha)) for i in range(0, len(texts), size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def left(maps: AffineMaps) -> float:
+        if not goal:
+            goal.update(read(maps, target, 0.0))
+        now = read(maps, source, 1.0)
+        return sum(float(sorted_w2(now[name], goal[name]).mean()) for name in goal)
+
+    return left
