@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,29 @@ def test_gradient_is_positive_for_an_mlp_under_the_softmax() -> None:
         module = nn.Sequential(nn.Linear(32, 400), nn.ReLU(), nn.Linear(400, 10))
         nn.init.normal_(module[2].weight, std=0.2)
     assert float(sparsity_gradient(inn.wrap(module), rows, labels, sites="1:out")) > 0
+
+
+@pytest.mark.parametrize("last_norm", [False, True])
+def test_a_last_norm_takes_the_sign_of_the_gradient_away(last_norm: bool) -> None:
+    config = GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=12, activation_function="relu", n_inner=64,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    found = []
+    with torch.random.fork_rng():
+        for seed in range(24):
+            torch.manual_seed(seed)
+            module: Any = GPT2LMHeadModel(config).eval()
+            for block in module.transformer.h:
+                nn.init.normal_(block.mlp.c_fc.weight, std=0.25)
+                nn.init.normal_(block.mlp.c_proj.weight, std=0.125)
+            nn.init.normal_(module.lm_head.weight, std=0.25)
+            if not last_norm:
+                module.transformer.ln_f = nn.Identity()
+            found.append(sparsity_gradient(inn.wrap(module), ROWS % 40))
+    each = torch.stack(found)
+    errors = each.mean(0) / (each.std(0) / len(each) ** 0.5)
+    assert bool((errors.abs() < 3).all()) if last_norm else bool((errors > 4).all())
 
 
 def test_calibration_by_hand() -> None:

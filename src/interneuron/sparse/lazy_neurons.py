@@ -18,6 +18,10 @@ Shapes: A [N F]; per-layer results in the order of the layers.
 
 Cost: one forward pass; the gradient one more and a backward pass.
 
+Limits: eq. 2 is proved for units that meet a zero-mean unembedding without a norm in between. A last norm, which nearly
+    every language model has, takes the sign away: the state then keeps its length whatever a unit writes, and the mean
+    over random unembeddings is 0.
+
 Departures: a unit counts as active when it is not zero, so that gated MLPs, whose products have a sign, are served
     [inferred]. `topk_edit` acts on the input of the down projection, which for plain ReLU MLPs is eq. 3.
 
