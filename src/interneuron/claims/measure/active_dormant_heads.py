@@ -59,16 +59,28 @@ CLAIM = Claim(
 
 
 class Setup(NamedTuple):
-    """How models of so many layers are trained; `falls`: the rate falls to 0 in the second half of the steps."""
+    """How models of so many layers are trained.
+
+    falls       the rate falls to 0 in the second half of the steps
+    biases      matrices have trained biases
+    clip        the norm that gradients are cut to, if any
+    loss_from   the first token whose successor counts in the loss
+    """
 
     width: int
     length: int
     batch: int
     steps: int
     falls: bool
+    biases: bool
+    clip: float | None
+    loss_from: int
 
 
-SETUPS = {1: Setup(64, 32, 32, 900, falls=True), 3: Setup(128, 16, 32, 2400, falls=False)}
+SETUPS = {
+    1: Setup(64, 32, 32, 900, falls=True, biases=True, clip=1.0, loss_from=1),
+    3: Setup(128, 16, 32, 2400, falls=False, biases=False, clip=None, loss_from=0),
+}
 RATES = {"adam": 0.003, "sgd": 0.1}
 FIRST_MARK, SPACING = 60, 1.25
 DOMAINS = ("repeat", "arithmetic")
@@ -164,8 +176,8 @@ def _fresh(seed: int, n_layers: int) -> Any:
         elif weight.ndim == 2:
             fan_in = weight.shape[1] if name.startswith("lm_head") else weight.shape[0]  # the others are [in out]
             nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5, generator=rng)
-        elif n_layers == 3 and name.endswith(".bias") and ".ln_" not in name:
-            weight.requires_grad_(False)  # GPT-2 starts with biases of 0; the paper's matrices have none
+        elif not size.biases and name.endswith(".bias") and ".ln_" not in name:
+            weight.requires_grad_(False)  # GPT-2 starts with biases of 0
     return module
 
 
@@ -192,10 +204,9 @@ def _train(
         rule.param_groups[0]["lr"] = rate * min(1.0, step / 20, fall)
         logits = module(input_ids=tokens[:, :-1], use_cache=False).logits
         rule.zero_grad()
-        from_second = 0 if n_layers == 3 else 1
-        F.cross_entropy(logits[:, from_second:].transpose(1, 2), tokens[:, 1 + from_second :]).backward()
-        if n_layers == 1:
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        F.cross_entropy(logits[:, size.loss_from :].transpose(1, 2), tokens[:, 1 + size.loss_from :]).backward()
+        if size.clip is not None:
+            torch.nn.utils.clip_grad_norm_(weights, size.clip)
         rule.step()
         if step in marks or (marks and step == size.steps):
             curve.append((step, extreme_token_report(model, *watched)["delta_logit"]))
