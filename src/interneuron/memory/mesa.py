@@ -48,7 +48,7 @@ from interneuron.core.errors import InputError, did_you_mean
 from interneuron.core.seeds import check_seed
 from interneuron.model.model import Model
 from interneuron.parts.quantisers import BITS, Dither, Quantised, dequantise_groups, group_ranges, quantise_groups
-from interneuron.parts.saved_tensors import Excluded, Held, Ledger, Place, Seen, is_plain, memory_order, module_of
+from interneuron.parts.saved_tensors import Held, Ledger, SavedHooks, View, is_plain, memory_order
 
 CARD = Card(
     id=51,
@@ -69,7 +69,7 @@ _ATTENTION = ("softmax", "matmul", "scaled_dot_product_attention", "bmm", "baddb
 Shape = tuple[int, int, int]
 
 
-class Mesa:
+class Mesa(SavedHooks):
     """A context around forward (and backward) passes in which autograd keeps few-bit copies; the model is untouched.
 
     Around one step or around a whole training loop; entered again, it goes on with its ranges.
@@ -99,7 +99,7 @@ class Mesa:
         min_numel: int = 1024,
         seed: int = 0,
     ) -> None:
-        self._module = module_of(model)
+        super().__init__(model)
         self.bits, self.policy, self.groups, self.rounding = bits, dict(policy or {}), groups, rounding
         self.momentum, self.min_numel, self.seed = momentum, min_numel, check_seed(seed)
         self._check()
@@ -111,7 +111,6 @@ class Mesa:
         """Bytes that are kept, and bytes that plain training would keep; `live` and `peak` of each."""
         self.by_op: dict[str, list[int]] = {}
         """Operation -> [bytes of the tensors it was the first to save, bytes kept for them], over all passes."""
-        self._place: Place | None = None
 
     def _check(self) -> None:
         wrong = [b for b in (self.bits, *self.policy.values()) if b is not None and b not in BITS]
@@ -131,25 +130,14 @@ class Mesa:
                 "min_numel >= 1"
             )
 
-    def __enter__(self) -> Mesa:
-        if self._place is not None:
-            raise InputError("Mesa: this context is open already. Leave it first, or make a second one")
-        self._excluded = Excluded(self._module)
-        self._seen: Seen[_Copy] = Seen()
+    def start(self) -> None:
+        """Slots are numbered anew in every context and pass."""
         self._slots: Counter[tuple[str, str]] = Counter()
-        self._place, self._pass = Place(self._module), 0
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
-        self._place.__enter__()
-        self._hooks.__enter__()
-        return self
+        self._pass = 0
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        place, self._place = self._place, None
-        assert place is not None
-        try:
-            self._hooks.__exit__(kind, error, trace)
-        finally:
-            place.__exit__(kind, error, trace)
+        place = self.place
+        super().__exit__(kind, error, trace)
         unused = [name for name in self.policy if name not in self._used]
         if kind is None and place.passes and unused:
             raise InputError(
@@ -178,24 +166,26 @@ class Mesa:
 
     # -- packing --------------------------------------------------------------------------------------------------
 
-    def _pack(self, tensor: Tensor) -> Tensor | Held | _View:
-        """What autograd keeps in place of a tensor."""
-        if is_plain(tensor) and tensor in self._excluded:
-            return tensor
-        assert self._place is not None
-        op = self._place.op
+    def pack(self, tensor: Tensor) -> Held | View:
+        """A few-bit copy, or the tensor itself where it has to stay exact."""
+        op = self.place.op
         if not self._may_copy(tensor, op):
             return self._exact(tensor, op)
-        copy = self._seen.find(tensor)
+        copy: _Copy | None = self.seen.find(tensor)
         if copy is None:
             bits = self._bits_of(op)
             made = None if bits is None else self._copy(tensor, op, bits)
             if made is None:
                 return self._exact(tensor, op)
             copy = _Copy(made, tensor, self.saved, self.plain)
-            self._seen.add(tensor, copy)
+            self.seen.add(tensor, copy)
             self._note(op, tensor.nbytes, made.nbytes)
-        return _View(copy, tensor)
+        return View(copy, tensor)
+
+    def unpack(self, packed: View) -> Tensor:
+        """The tensor the backward pass gets (eq. 3)."""
+        copy: _Copy = packed.record
+        return packed.of(dequantise_groups(copy.made, copy.dtype).view(-1))
 
     def _exact(self, tensor: Tensor, op: str) -> Held:
         self._note(op, tensor.nbytes, tensor.nbytes)
@@ -209,9 +199,8 @@ class Mesa:
         return tensor.ndim > 1 and tensor.shape[-1] > 1 and not log_sums and (op != "group_norm" or tensor.ndim > 2)
 
     def _bits_of(self, op: str) -> int | None:
-        assert self._place is not None
         for name, bits in self.policy.items():
-            if fnmatchcase(op, name) or fnmatchcase(self._place.path, name):
+            if fnmatchcase(op, name) or fnmatchcase(self.place.path, name):
                 self._used.add(name)
                 return bits
         return self.bits
@@ -232,8 +221,7 @@ class Mesa:
 
     def _running(self, op: str, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """Range and offset after this pass (eq. 1); a tensor is known by its module, operation and turn in it."""
-        place = self._place
-        assert place is not None
+        place = self.place
         if place.passes != self._pass:
             self._slots.clear()
             self._pass = place.passes
@@ -266,26 +254,6 @@ class _Copy:
     def __del__(self) -> None:
         self._saved.release(self._key)
         self._plain.release(self._key)
-
-
-class _View:
-    """One saved tensor: a copy and how its memory is looked at."""
-
-    __slots__ = ("copy", "shape", "stride")
-
-    def __init__(self, copy: _Copy, tensor: Tensor) -> None:
-        self.copy, self.shape = copy, tensor.shape
-        self.stride = tensor.stride() if memory_order(tensor) is not None else None
-
-
-def _unpack(packed: Tensor | Held | _View) -> Tensor:
-    """The tensor the backward pass gets (eq. 3)."""
-    if isinstance(packed, Tensor):
-        return packed
-    if isinstance(packed, Held):
-        return packed.tensor
-    flat = dequantise_groups(packed.copy.made, packed.copy.dtype).view(-1)
-    return flat.view(packed.shape) if packed.stride is None else flat.as_strided(packed.shape, packed.stride)
 
 
 def _run_of_memory(tensor: Tensor) -> tuple[Tensor, list[int]]:

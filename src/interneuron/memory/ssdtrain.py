@@ -38,7 +38,6 @@ import weakref
 from concurrent.futures import Future
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ from interneuron.artifacts import Report, plots
 from interneuron.core.cards import Card
 from interneuron.core.errors import InputError, StoreError
 from interneuron.model.model import Model
-from interneuron.parts.saved_tensors import Excluded, Held, Ledger, Place, Seen, is_plain, memory_order, module_of
+from interneuron.parts.saved_tensors import Held, Ledger, SavedHooks, View, is_plain, memory_order
 from interneuron.parts.spill_file import SpillFile
 
 CARD = Card(
@@ -66,7 +65,7 @@ CARD = Card(
 )
 
 
-class ActivationOffload:
+class ActivationOffload(SavedHooks):
     """A context around forward and backward passes in which large saved tensors wait on disk.
 
     Gradients are those of plain training, bit for bit, unless `dtype` is given. After the context, graphs made
@@ -100,7 +99,7 @@ class ActivationOffload:
             )
         if dtype not in (None, torch.bfloat16, torch.float16):
             raise InputError(f"ActivationOffload: dtype={dtype}, expected None, torch.bfloat16 or torch.float16")
-        self._module = module_of(model)
+        super().__init__(model)
         self.min_bytes, self.dtype, self.prefetch, self.keep_last = min_bytes, dtype, prefetch, keep_last
         self.adaptive, self.overlap = adaptive, overlap
         self._blocks = _blocks(self._module)
@@ -113,27 +112,7 @@ class ActivationOffload:
         self.error: OSError | None = None
         self.curve: list[tuple[int, int]] = []
         """Saved bytes (plain, in memory) at every tensor saved or used in the latest pass."""
-        self._place: Place | None = None
         self._budget, self._sent, self._started, self._last = math.inf, 0, 0.0, 0.0
-
-    def __enter__(self) -> ActivationOffload:
-        if self._place is not None:
-            raise InputError("ActivationOffload: this context is open already. Leave it first, or make a second one")
-        self._excluded, self._seen = Excluded(self._module), Seen[_Saved]()
-        self._place = Place(self._module)
-        self._begin()
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-        self._place.__enter__()
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        place, self._place = self._place, None
-        assert place is not None
-        try:
-            self._hooks.__exit__(kind, error, trace)
-        finally:
-            place.__exit__(kind, error, trace)
 
     def stats(self) -> dict[str, float]:
         """Peaks of saved bytes (`peak_resident`, `peak_plain`) and, over all passes, bytes `written` and `read_back`,
@@ -166,12 +145,10 @@ class ActivationOffload:
 
     # -- packing --------------------------------------------------------------------------------------------------
 
-    def _pack(self, tensor: Tensor) -> Tensor | Held | _View:
-        if is_plain(tensor) and tensor in self._excluded:
-            return tensor
-        assert self._place is not None
-        if self._place.passes != self._passes:
-            self._begin()
+    def pack(self, tensor: Tensor) -> Held | View:
+        """A tensor on its way to disk, or the tensor itself where it is small or needed at once."""
+        if self.place.passes != self._passes:
+            self.start()
         block = self._block()
         self._behind = self._behind or 0 <= block == len(self._blocks) - 1
         if self.error is not None:
@@ -183,15 +160,15 @@ class ActivationOffload:
             held = Held(tensor, self.resident, self.plain)
             self._sample()
             return held
-        saved = self._seen.find(tensor)
+        saved: _Saved | None = self.seen.find(tensor)
         if saved is None:
             saved = self._save(tensor)
-            self._seen.add(tensor, saved)
+            self.seen.add(tensor, saved)
         else:
             self.dedup_saved += saved.nbytes
         saved.packs += 1
         self._sample()
-        return _View(saved, tensor)
+        return View(saved, tensor)
 
     def _save(self, tensor: Tensor) -> _Saved:
         flat = tensor.detach()
@@ -205,13 +182,13 @@ class ActivationOffload:
             saved.send()
         return saved
 
-    def _begin(self) -> None:
+    def start(self) -> None:
         """A new pass starts: what is known of the last one decides the budget (eq. 2)."""
         now, file = time.perf_counter(), self.file
         if self.adaptive and self._sent and file.write_seconds > 0 and self._budget == math.inf:
             seconds = self._last - self._started
             self._budget = 3 * seconds / (file.write_seconds / file.written + 2 * seconds / self._sent)  # eq. 2
-        self._passes = 0 if self._place is None else self._place.passes
+        self._passes = self.place.passes
         self.order: list[weakref.ref[_Saved]] = []
         self._sent, self._behind = 0, False
         self._started = self._last = now
@@ -219,8 +196,7 @@ class ActivationOffload:
 
     def _block(self) -> int:
         """Number of the block whose forward pass runs, -1 outside."""
-        assert self._place is not None
-        path = self._place.path
+        path = self.place.path
         if path not in self._block_of:
             inside = [i for i, name in enumerate(self._blocks) if f"{path}.".startswith(f"{name}.")]
             self._block_of[path] = inside[0] if inside else -1
@@ -235,19 +211,16 @@ class ActivationOffload:
 
     # -- unpacking ------------------------------------------------------------------------------------------------
 
-    def _unpack(self, packed: Tensor | Held | _View) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        if isinstance(packed, Held):
-            return packed.tensor
-        saved = packed.saved
+    def unpack(self, packed: View) -> Tensor:
+        """The tensor read back, and those saved before it called for."""
+        saved: _Saved = packed.record
         if self.overlap:
             for row in saved.order[max(saved.index - self.prefetch, 0) : saved.index][::-1]:
                 if (earlier := row()) is not None:
                     earlier.call()
         flat = saved.get()
         self.curve.append((self.plain.live, self.resident.live))
-        return flat.view(packed.shape) if packed.stride is None else flat.as_strided(packed.shape, packed.stride)
+        return packed.of(flat)
 
 
 class _Saved:
@@ -356,16 +329,6 @@ class _Saved:
         self._ledgers[0].release(self._key)
         if self._slot is not None:
             self.file.give(self._slot, self.nbytes)
-
-
-class _View:
-    """What autograd keeps: a tensor's record and how its memory is looked at."""
-
-    __slots__ = ("saved", "shape", "stride")
-
-    def __init__(self, saved: _Saved, tensor: Tensor) -> None:
-        self.saved, self.shape = saved, tensor.shape
-        self.stride = tensor.stride() if memory_order(tensor) is not None else None
 
 
 def _write(row: weakref.ref[_Saved]) -> None:

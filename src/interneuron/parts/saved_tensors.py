@@ -14,6 +14,7 @@ Autograd asks the innermost pair of hooks only, so a meter does not see what a p
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import partial
 from threading import RLock
@@ -29,6 +30,7 @@ from interneuron.core.errors import InputError
 from interneuron.model.model import Model
 
 R = TypeVar("R")
+H = TypeVar("H", bound="SavedHooks")
 Key = tuple[Any, ...]
 
 
@@ -137,6 +139,20 @@ class Held:
             ledger.release(self._key)
 
 
+class View:
+    """One saved tensor: the record that holds its numbers, and how their memory is looked at."""
+
+    __slots__ = ("record", "shape", "stride")
+
+    def __init__(self, record: Any, tensor: Tensor) -> None:
+        self.record, self.shape = record, tensor.shape
+        self.stride = tensor.stride() if memory_order(tensor) is not None else None
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The tensor, from its numbers in a row as they lay in memory."""
+        return flat.view(self.shape) if self.stride is None else flat.as_strided(self.shape, self.stride)
+
+
 class SavedBytes(Ledger):
     """A context that measures what autograd saves for the backward pass of the operations inside it.
 
@@ -162,6 +178,62 @@ class SavedBytes(Ledger):
 
 def _unpack(packed: Tensor | Held) -> Tensor:
     return packed.tensor if isinstance(packed, Held) else packed
+
+
+class SavedHooks(ABC):
+    """A context in which autograd keeps what `pack` makes of a saved tensor, and `unpack` gives it back.
+
+    Parameters and buffers of the model stay as they are. Inside, `place` tells where the running code stands and `seen`
+    finds the record of a tensor that was saved before; both start anew with the context, which is open once at a time.
+    Graphs made inside it can be run backward after it.
+    """
+
+    def __init__(self, model: Model | nn.Module) -> None:
+        self._module = module_of(model)
+        self._open: Place | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the running code stands."""
+        assert self._open is not None
+        return self._open
+
+    def __enter__(self: H) -> H:
+        if self._open is not None:
+            name = type(self).__name__
+            raise InputError(f"{name}: this context is open already. Leave it first, or make a second one")
+        self._excluded, self.seen = Excluded(self._module), Seen[Any]()
+        self._open = Place(self._module)
+        self.start()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self._open.__enter__()
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        place, self._open = self.place, None
+        try:
+            self._hooks.__exit__(kind, error, trace)
+        finally:
+            place.__exit__(kind, error, trace)
+
+    def _pack(self, tensor: Tensor) -> Any:
+        return tensor if is_plain(tensor) and tensor in self._excluded else self.pack(tensor)
+
+    def _unpack(self, packed: Any) -> Tensor:
+        return _unpack(packed) if isinstance(packed, Tensor | Held) else self.unpack(packed)
+
+    def start(self) -> None:
+        """What a method resets when its context opens."""
+        return
+
+    @abstractmethod
+    def pack(self, tensor: Tensor) -> Any:
+        """What autograd keeps in place of a saved tensor: the tensor, a Held, or something that `unpack` knows."""
+
+    @abstractmethod
+    def unpack(self, packed: Any) -> Tensor:
+        """The tensor the backward pass gets for what is neither a tensor nor a Held."""
 
 
 class Place(TorchFunctionMode):
