@@ -8,7 +8,7 @@ Idea: a feature of small size may matter much for what the model says next. The 
 
 Equations:
     (1)  z = ReLU(W_enc (x - b_dec) + b_enc),  y = W_dec (z * m) + b_dec
-    (2)  h = |W_dec' g| / mean |W_dec' g|,  g = dL/dx           L: the model's next-token loss
+    (2)  h = |W_dec' g| / r,  g = dL/dx,  r = sqrt(mean g^2)     L: the model's next-token loss, r: over the rows read
     (3)  m = 1 at the k largest z (1 + beta h), else 0
     (4)  loss = mean |x - y|^2 + aux |dead features' reconstruction of x - y|^2;  no gradient through h and m
 
@@ -17,10 +17,16 @@ Shapes: x, g [N D], W_enc [D F], W_dec [F D], z, h [N F].
 Cost: one backward pass of the model above the site per text when reading; per step one more product [B D][D F] than a
     TopK autoencoder. Memory 8 N D bytes for activations and gradients read.
 
-Departures: the influence h is divided by its mean over the batch, so that beta is free of units [inferred], and the
-    score is additive, z + beta z h [inferred combination; the second term is the paper's]. Values stay z: scores only
-    select [inferred]. The artifact is an ordinary TopK dictionary, as used without gradients; `encode_with_gradient`
-    is the other mode.
+Departures: the influence h is divided by the root mean square of the gradients' entries, so that beta is free of units
+    and h is about 1 for a direction drawn at random [inferred]. Dividing by the mean of h itself would never let go:
+    once the decoder has left the directions of the gradient, what little remains is scaled up again. The score is
+    additive, z + beta z h [inferred combination; the second term is the paper's]. Values stay z: scores only select
+    [inferred]. The artifact is an ordinary TopK dictionary, as used without gradients; `encode_with_gradient` is the
+    other mode.
+
+When it helps: a row whose large features lose their places to an influential small one leaves them in the error, which
+    then pulls the small feature's direction towards them. So beta stays small (0.3), and k must leave room for the
+    large features as well; with k below that, the influential directions are lost instead of found.
 
 Use:
     model = inn.load("lm")
@@ -74,7 +80,7 @@ class GradientSAE:
 
     expansion: int = 8
     k: int = 16
-    beta: float = 1.0
+    beta: float = 0.3
     steps: int = 1000
     lr: float = 1e-3
     batch_size: int = 1024
@@ -118,36 +124,50 @@ class GradientSAE:
             dead_after=self.dead_after,
             aux_k=min(512, n_features),
         )
-        trainer = partial(_Trainer, weight=self.beta)
+        size = _size(grad)
+        trainer = partial(_Trainer, weight=self.beta, size=size)
         found = train_dictionary(x, config, guide=grad, trainer=trainer, slug=CARD.slug)
-        return found.replace(fitted={**asdict(self), **found.fitted})
+        return found.replace(fitted={**asdict(self), "gradient_rms": size, **found.fitted})
 
 
 class _Trainer(SparseTrainer):
-    """The shared trainer with the selection of eq. 3; its weight is beta."""
+    """The shared trainer with the selection of eq. 3; its weight is beta, size the r of eq. 2."""
+
+    def __init__(
+        self, config: SparseCoding, mean: Float[Tensor, " D"], rms: float, weight: float = 0.0, size: float = 1.0
+    ) -> None:
+        super().__init__(config, mean, rms, weight)
+        self.size = size
 
     def select(self, pre: Tensor, centred: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The k entries of largest score of each row."""
         if not self.weight or guide is None:
             return self.largest(pre, pre)
         score = torch.mm(guide.float(), self.decoder.T, out=self.buffer("score", *pre.shape))
-        return self.largest(_scores(score, pre, self.weight), pre)
+        return self.largest(_scores(score, pre, self.weight / self.size), pre)
 
 
 def encode_with_gradient(
-    dictionary: Dictionary, x: Float[Tensor, "N D"], grad: Float[Tensor, "N D"], beta: float = 1.0
+    dictionary: Dictionary, x: Float[Tensor, "N D"], grad: Float[Tensor, "N D"], beta: float | None = None
 ) -> Float[Tensor, "N F"]:
     """Codes chosen as in training, which needs the gradients of the loss at the rows (eq. 1 to 3).
 
-    Raises ShapeError when rows and gradients differ in shape, InputError for a dictionary without k.
+    beta  None takes the one the dictionary was trained with. The size r of the gradients is that of the training too;
+    for a dictionary of another trainer, whose `fitted` names neither, it is taken from `grad` and beta must be given.
+
+    Raises ShapeError when rows and gradients differ in shape, InputError for a dictionary without k or a missing beta.
     """
     if x.shape != grad.shape:
         raise ShapeError(f"rows {list(x.shape)} and gradients {list(grad.shape)}: expected one shape. Read together")
     if dictionary.activation != "topk":
         raise InputError(f"a {dictionary.activation} dictionary has no k to choose by. Give a topk dictionary.")
+    weight = dictionary.fitted.get("beta") if beta is None else beta
+    if weight is None:
+        raise InputError("beta is missing: this dictionary was not trained by GradientSAE, so give one, beta=0.3 say")
     z = dictionary.replace(activation="relu", k=0).encode(x)
     unit = dictionary.decoder / dictionary.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    score = _scores(grad.to(z.dtype) @ unit.T, z.clone(), beta) if beta else z
+    size = dictionary.fitted.get("gradient_rms") or _size(grad)
+    score = _scores(grad.to(z.dtype) @ unit.T, z, weight / size) if weight else z
     at = score.topk(dictionary.k, dim=-1).indices
     return torch.zeros_like(z).scatter(-1, at, z.gather(-1, at))
 
@@ -164,8 +184,11 @@ def latent_effect(
     return divergences(model, corpus, edits).mean(1)
 
 
-def _scores(influence: Tensor, z: Tensor, beta: float) -> Tensor:
-    """z (1 + beta h) where z > 0 and z elsewhere, written over `influence` (eq. 2, 3)."""
-    h = influence.abs_()
-    h.mul_(beta / h.mean().clamp_min(1e-30)).mul_(z.clamp_min(0))
-    return h.add_(z)
+def _size(grad: Tensor) -> float:
+    """Root mean square of the entries (the r of eq. 2); 1 for gradients that are all zero, which choose nothing."""
+    return float(grad.double().square().mean().sqrt()) or 1.0
+
+
+def _scores(influence: Tensor, z: Tensor, weight: float) -> Tensor:
+    """z (1 + beta h) where z > 0 and z elsewhere, written over `influence`; weight is beta / r (eq. 2, 3)."""
+    return influence.abs_().mul_(weight).mul_(z.clamp_min(0)).add_(z)
