@@ -1,9 +1,13 @@
 """SNMF on planted groups of neurons and on `lm`: are its features the groups, and do they steer better than an SAE's?
 
 (a) Twelve features of 6 of 200 neurons, gamma coefficients on in 12 % of the rows: matched |cosine| of SNMF against the
-SVD, k-means and SNMF without winners-take-all, each the mean over six planted draws a seed, because how far k-means
-and the SVD get depends on the draw. All but the SVD have local optima: SNMF and k-means are started 24 times, SNMF
-without winners, which finds much the same from every start, 6 times, and the factors of the lowest error are kept.
+SVD, k-means and SNMF without winners-take-all, each the mean over 36 planted draws a seed. All but the SVD have local
+optima: SNMF and k-means are started 24 times, SNMF without winners, which finds much the same from every start, 6
+times, and the factors of the lowest error are kept. What k-means finds depends on the draw (standard deviation 0.06),
+and its mean over 120 development draws, 0.866, lies 0.03 below what the margin asks: over six draws, as first run, it
+is missed under about one seed in nine; 36 bring the standard error of the margin below 0.01. More starts help k-means
+little: on 40 draws 0.862 with 24, 0.871 with 100 (which stand in the numbers) and 0.872 with 480, which take about
+as long as SNMF does. A thirteenth cluster, which the check does not give it, for the rows with nothing on, makes 0.890.
 
 (b) MLP activations of the last layer but one on a corpus of eleven concepts: both moods and both styles, each on pairs
 of stories that differ in it, and the seven topics, each on stories told of every topic in turn; every text shows its
@@ -11,10 +15,9 @@ concept against a text that differs in the concept's words alone. (The check nam
 their own; two directions, as first run, let a single feature decide.) Stories of mood and style have three or four
 sentences: with two, the mood stands in one word at the end, no later word depends on it, and the model need not
 represent it. SNMF takes the 500 steps that are the method's default: after the 120 first run, its error is half as
-large again as after 500. A feature keeps 7 % of the neurons, about 30 as 1 % are in GPT-2 small: of 432 neurons 1 %
-would be four. For each concept the feature is chosen by the AUROC of its largest coefficient in a text (of equal ones
-by the gap in standard deviations) on the texts of the corpus; AUROC and steering are reported on texts that neither
-method has seen.
+large again as after 500. For each concept the feature is chosen by the AUROC of its largest coefficient in a text (of
+equal ones by the gap in standard deviations) on the texts of the corpus; AUROC and steering are reported on texts that
+neither method has seen.
 
 The classifier of a concept is its words: those in which the two sides of a pair differ. Its log-odds at a place are
 log p(a word of the positive side) - log p(a word of the negative side), in nats, and count at all places of such words
@@ -22,22 +25,34 @@ in the texts of both sides, so that a mere loss of certainty, which moves the si
 log-probability of whole texts, measured before, hardly moves: where a mood is given the model is so sure of it that the
 words of the other have no probability to lose.) Perplexity is matched: each vector is added at the strength that raises
 the loss on unrelated documents by 0.1 nats, found by bisection without regard to the effect. The rival is a TopK
-autoencoder of the same number of features on the same rows, which sees as many rows in training as SNMF does (a quarter
-as long, or with 16 active features instead of 8, it steered less from the same start on a development seed); the
-control is the mean over eight random directions. Both methods are trained from three starts a seed, and the mean over
-starts and held-out pairs is one item: the rise of the log-odds of one concept. The mean difference of the two sides,
-which knows the labels, is given in the numbers, as are the means over mood and style alone and over topics alone.
+autoencoder of the same number of features on the same rows, which sees as many rows in training as SNMF does; the
+control is the mean over eight random directions. The autoencoder is trained from three starts a seed; SNMF, started
+from the SVD, has but one. The mean over starts and held-out pairs is one item: the rise of the log-odds of one concept.
+The mean difference of the two sides, which knows the labels, is given in the numbers, as are the means over mood and
+style alone and over topics alone.
 
-The rule for features of equal AUROC matters to the rival. On a development seed, with those of them taken that write
-the concept's words most by their vocabulary projection, an autoencoder caught up on mood and style (0.51 nats, SNMF
-0.54) but not on topics (2.6, SNMF 3.4). The check chooses by coefficients, and so does the rule here, which is as it
-was when the claim was first run.
+Both methods stand at the setting that steered furthest, by the mean over the eleven concepts, under three development
+seeds. Rise in nats over all concepts, and over mood and style alone:
+
+| SNMF | all | mood, style | autoencoder | all | mood, style |
+| --- | --- | --- | --- | --- | --- |
+| random start, 7 % of the neurons kept | 2.26 | 0.61 | 8 active, rate 1e-3 (two starts, one seed) | 1.22 | 0.39 |
+| k-means, 7 % | 2.46 | 0.55 | 4 active, 3e-3 | 1.98 | 0.49 |
+| SVD, 7 % | 2.49 | 0.55 | 2 active, 3e-3 | 2.42 | 0.55 |
+| SVD, 3.5 % (taken) | 2.58 | 0.45 | 4 active, 1e-2 (taken) | 2.56 | 0.56 |
+
+The first rows were run before; there SNMF led by a nat. On one seed or two each: SNMF that keeps 14 % steers
+less than with 7 % (0.96 to 1.69); autoencoders of a rate of 3e-4 or with an auxiliary loss for dead features steer less
+than the first of the table, those of 8 active at 3e-3 and of 4 or 2 at 1e-3 more, but less than the one taken, whose
+rate is the highest tried.
+
+The rule for features of equal AUROC is as it was when the claim was first run: the check chooses by coefficients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,24 +81,29 @@ CLAIM = Claim(
     paper="steers better than SAEs and difference-in-means on Llama-3.1, Gemma-2 and GPT-2",
     better="higher",
     unit="nats of log-odds",
-    minutes=12,
+    minutes=30,
     why=(
-        "Most of the gain lies in the seven topics (3.4 nats against the dictionary's 2.0); on mood and style, "
-        "which the check names, it is 0.43 against 0.32, 0.52 against 0.38 and 0.50 against 0.36. Against the "
-        "paper's finding the difference of means, which knows the labels, steers further than SNMF: 1.6 nats on "
-        "mood and style, 5.0 on topics. The planted margin over k-means is thin, since k-means has 24 starts too: "
-        "it finds 0.85 to 0.89 of the groups on average and up to 0.96 on single draws; under a further seed, run "
-        "afterwards, it found 0.91 against 1.00 and missed the margin of 0.1, all else held. Without winners-take- "
-        "all SNMF has 6 starts, not 24, for time."
+        "The planted part holds: 0.99 of the groups found against 0.87 with k-means, a margin of 0.13, 0.12 and 0.12 "
+        "with a standard error of 0.01, and of 0.12, 0.11 and 0.10 when k-means has 100 starts for SNMF's 24. In "
+        "steering, SNMF is level with an autoencoder that is as well trained: 2.34, 2.53 and 2.65 nats against 2.44, "
+        "2.45 and 2.38 under the three seeds; further on topics (3.67 against 3.51), less far on mood and style (0.48 "
+        "against 0.52), which the check names. An earlier run had SNMF a nat ahead (2.36 against 1.39) of an "
+        "autoencoder that took steps a tenth as large and had 8 active features instead of 4: chosen by the same rule "
+        "on development seeds, the settings of both gained, and those of the autoencoder more. Under one seed the "
+        "feature chosen for a concept on the corpus has an AUROC of 0.72 on new texts; SNMF has one training a seed, "
+        "since the SVD it starts from leaves nothing to chance. Against the paper's finding the difference of means, "
+        "which knows the labels, steers further than both: 1.6 nats on mood and style, 4.8 on topics. Without "
+        "winners-take-all SNMF has 6 starts, not 24, for time."
     ),
 )
 
-FEATURES, FRACTION, STEPS = 128, 0.07, 500
-PLANTED, STARTS, NO_WINNERS_STARTS, PLANTED_STEPS = 6, 24, 6, 250
-SAE_ACTIVE, SAE_BATCH = 8, 512
+FEATURES, FRACTION, STEPS = 128, 0.035, 500
+PLANTED, STARTS, NO_WINNERS_STARTS, PLANTED_STEPS = 36, 24, 6, 250
+MORE_STARTS = 100  # of k-means, for the numbers
+SAE_ACTIVE, SAE_BATCH, SAE_RATE = 4, 512, 1e-2
 MOODS = {"sentiment": ("positive", "negative"), "style": ("formal", "casual")}
 TOPICS = tuple(domain for domain in W.DOMAINS if domain != W.HELD_DOMAIN)
-FITTED, HELD, TRAININGS = 48, 24, 3  # pairs of a mood or style, half as many of a topic; starts of each method
+FITTED, HELD, TRAININGS = 48, 24, 3  # pairs of a mood or style, half as many of a topic; starts of the autoencoder
 COST, LARGEST, CONTROLS = 0.1, 4096.0, 8
 
 Sides = tuple[list[str], list[str]]
@@ -189,7 +209,7 @@ def _steered(
     """Rise of the log-odds by arm and concept, one number a start; the AUROCs likewise; the losses on new documents."""
     x = token_rows(model, [text for concept in concepts.values() for text in concept.fitted[0]], site, 1)
     matched, new = (_documents(first + seed) for first in (20_000, 30_000))
-    clean = float(corpus_losses(model, new).mean())
+    unedited, clean = (float(corpus_losses(model, texts).mean()) for texts in (matched, new))
     read = _reader(model, site, concepts)
     slots = {name: _slots(*concept.held) for name, concept in concepts.items()}
     base = {name: _log_odds(model, these) for name, these in slots.items()}
@@ -198,34 +218,39 @@ def _steered(
     aurocs: dict[str, dict[str, list[float]]] = {arm: {name: [] for name in concepts} for arm in ("SNMF", "SAE")}
     losses: dict[str, list[float]] = {"SNMF": [], "SAE": []}
 
+    def priced(vector: Tensor) -> Edit:
+        return _matched(model, site, vector, matched, unedited + COST)
+
     def rise(name: str, edit: Edit) -> float:
         return float((_log_odds(model, slots[name], edit) - base[name]).mean())
 
-    for start in range(TRAININGS):
-        for arm, codec, vectors in _trained(x, site, seed + 1000 * start):
-            largest = read(codec)
-            for name, concept in concepts.items():
-                best, auroc = _best(largest, concept)
-                edit = _matched(model, site, vectors[best], matched)
-                aurocs[arm][name].append(auroc)
-                rises[arm][name].append(rise(name, edit))
-                losses[arm].append(float(corpus_losses(model, new, edit).mean()) - clean)
+    for arm, codec, vectors in _trained(x, site, seed):
+        largest = read(codec)
+        for name, concept in concepts.items():
+            best, auroc = _best(largest, concept)
+            edit = priced(vectors[best])
+            aurocs[arm][name].append(auroc)
+            rises[arm][name].append(rise(name, edit))
+            losses[arm].append(float(corpus_losses(model, new, edit).mean()) - clean)
     rng = generator(seed)
-    noise = [_matched(model, site, torch.randn(x.shape[1], generator=rng), matched) for _ in range(CONTROLS)]
+    noise = [priced(torch.randn(x.shape[1], generator=rng)) for _ in range(CONTROLS)]
     for name, concept in concepts.items():
-        means = _matched(model, site, _mean_difference(model, site, *concept.fitted), matched)
+        means = priced(_mean_difference(model, site, *concept.fitted))
         rises["mean difference"][name].append(rise(name, means))
         rises["random"][name].extend(rise(name, edit) for edit in noise)
     return rises, aurocs, losses
 
 
-def _trained(x: Tensor, site: str, seed: int) -> list[tuple[str, NeuronGroups | Dictionary, Tensor]]:
-    """SNMF and an autoencoder of as many features that sees as many rows, each with its vectors."""
-    groups = SNMF(FEATURES, fraction=FRACTION, steps=STEPS, seed=seed).fit_activations(x)
-    steps = STEPS * len(x) // SAE_BATCH
-    coding = SparseCoding(FEATURES, k=SAE_ACTIVE, batch_size=SAE_BATCH, steps=steps, seed=seed, dead_after=20_000)
-    sae = train_dictionary(x, coding, site=site)
-    return [("SNMF", groups, groups.features), ("SAE", sae, sae.decoder)]
+def _trained(x: Tensor, site: str, seed: int) -> Iterator[tuple[str, NeuronGroups | Dictionary, Tensor]]:
+    """SNMF, and autoencoders of as many features that see as many rows, each with its vectors."""
+    groups = SNMF(FEATURES, fraction=FRACTION, init="svd", steps=STEPS, seed=seed).fit_activations(x)
+    yield "SNMF", groups, groups.features
+    coding = SparseCoding(
+        FEATURES, k=SAE_ACTIVE, lr=SAE_RATE, batch_size=SAE_BATCH, steps=STEPS * len(x) // SAE_BATCH, dead_after=20_000
+    )
+    for start in range(TRAININGS):
+        sae = train_dictionary(x, replace(coding, seed=seed + 1000 * start), site=site)
+        yield "SAE", sae, sae.decoder
 
 
 def _documents(seed: int) -> list[str]:
@@ -248,18 +273,18 @@ def _reader(
 
 
 def _planted(seed: int) -> dict[str, float]:
-    """Mean matched |cosine| of four methods over draws of planted groups; the extreme draws of SNMF and k-means."""
+    """Mean matched |cosine| over draws of planted groups, the extreme draws, and how certain the margin is."""
     draws = [_planted_draw(1000 * seed + i) for i in range(PLANTED)]
     found = {name: sum(draw[name] for draw in draws) / len(draws) for name in draws[0]}
+    margins = torch.tensor([draw["snmf"] - draw["kmeans"] for draw in draws])
+    found["margin over kmeans, standard error"] = float(margins.std()) / len(draws) ** 0.5
     found["snmf, worst draw"] = min(draw["snmf"] for draw in draws)
     found["kmeans, best draw"] = max(draw["kmeans"] for draw in draws)
     return found
 
 
 def _planted_draw(seed: int) -> dict[str, float]:
-    """Matched |cosine| of four methods on planted groups."""
-    from sklearn.cluster import KMeans
-
+    """Matched |cosine| of four methods on planted groups, and of k-means with more starts than SNMF has."""
     rng = generator(seed)
     truth = torch.zeros(12, 200)
     for row in truth:
@@ -267,15 +292,22 @@ def _planted_draw(seed: int) -> dict[str, float]:
     on = torch.rand(2000, 12, generator=rng) < 0.12
     size = -torch.rand(2, 2000, 12, generator=rng).clamp_min(1e-9).log().sum(0) / 2  # gamma of shape 2
     x = (on * size) @ truth + 0.05 * torch.randn(2000, 200, generator=rng)
-    means = KMeans(12, n_init=STARTS, random_state=seed).fit(x.tolist()).cluster_centers_
     options = {"steps": PLANTED_STEPS, "seed": seed}
     learned = {
         "snmf": SNMF(12, fraction=0.03, starts=STARTS, **options).fit_activations(x).features,
         "no winners": SNMF(12, fraction=1.0, starts=NO_WINNERS_STARTS, **options).fit_activations(x).features,
         "svd": torch.linalg.svd(x, full_matrices=False)[2][:12],
-        "kmeans": torch.from_numpy(means).float(),
+        "kmeans": _centres(x, STARTS, seed),
+        f"kmeans of {MORE_STARTS} starts": _centres(x, MORE_STARTS, seed),
     }
     return {name: float(recovery(rows, truth).mean()) for name, rows in learned.items()}
+
+
+def _centres(x: Tensor, starts: int, seed: int) -> Tensor:
+    """The means of twelve clusters of rows, the best of several starts."""
+    from sklearn.cluster import KMeans
+
+    return torch.from_numpy(KMeans(12, n_init=starts, random_state=seed).fit(x.tolist()).cluster_centers_).float()
 
 
 def _best(largest: dict[str, Tensor], concept: Concept) -> tuple[int, float]:
@@ -320,13 +352,12 @@ def _log_odds(model: Model, slots: Slots, edit: Edit | None = None) -> Tensor:
     return (((positive - negative) * slots.at).sum(2) / slots.at.sum(2)).mean(0)
 
 
-def _matched(model: Model, site: str, vector: Tensor, texts: list[str]) -> Edit:
-    """The vector at the strength that raises the loss on these texts by COST, to 5 % of the strength."""
+def _matched(model: Model, site: str, vector: Tensor, texts: list[str], most: float) -> Edit:
+    """The vector at the strength that raises the loss on these texts to `most`, to 5 % of the strength."""
     unit, low, high = vector / vector.norm(), 0.0, 8.0
-    clean = float(corpus_losses(model, texts).mean())
 
     def affordable(alpha: float) -> bool:
-        return float(corpus_losses(model, texts, Add(site, unit, alpha=alpha)).mean()) - clean <= COST
+        return float(corpus_losses(model, texts, Add(site, unit, alpha=alpha)).mean()) <= most
 
     while high < LARGEST and affordable(high):
         low, high = high, 2 * high
