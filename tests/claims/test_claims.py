@@ -204,6 +204,15 @@ def test_the_page_shows_failures_with_their_reason(plugin: Path) -> None:
     assert "**row_centre** (not reproduced). Because | it is not." in page
 
 
+def test_the_page_shows_what_to_know_of_a_claim_that_holds(plugin: Path) -> None:
+    out = plugin / "results"
+    out.mkdir()
+    file = plugin / "my_methods" / "row_centre_claim.py"
+    file.write_text(CLAIM.replace('better="lower"', 'better="lower", why="With care."'))
+    assert runner.run_claim("row_centre", out=out)["verdict"] == "reproduced"
+    assert "**row_centre** (reproduced). With care." in table.markdown(out)
+
+
 def test_a_damaged_result_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"schema": 1, ')
     assert runner.stored_result(tmp_path / "x.json") is None

@@ -35,6 +35,12 @@ CLAIM = Claim(
     better="higher",
     unit="FLDD",
     minutes=1.5,
+    why=(
+        "To be read with it: no MLP of lm (two were tried) qualifies for the illusion, so this half rests on the "
+        "planted network, as the check allows. On the residual stream 24 principal components of the differences "
+        "between the prompts do as well as the learned subspace or better (FLDD 1.06 to 1.28 on names not fitted "
+        "on, tried afterwards, against 0.89 to 1.00)."
+    ),
 )
 
 N_PAIRS, STEPS, LR, RANK = 48, 50, 0.1, 24

@@ -48,9 +48,14 @@ CLAIM = Claim(
     better="higher",
     unit="loss recovered",
     minutes=6,
-    why="To be read with it: induction features are those of one word each, as the paper shows them. No feature is "
-    "common to the second copies of all words (AUROC 0.65 to 0.69, and five such features carry 5 to 7 % of the "
-    "advantage), single neurons of z come near the features (0.98), and the dictionary has seen many repeated lists.",
+    why=(
+        "To be read with it: induction features are those of one word each, as the paper shows them. No feature is "
+        "common to the second copies of all words (AUROC 0.65 to 0.69, and five such features carry 5 to 7 % of the "
+        "advantage), single neurons of z come near the features (0.98), and the dictionary has seen many repeated "
+        "lists. For second copies of any word a single neuron has 0.96 to 0.97. The control keeps the trained "
+        "encoder and so does worse than zeros; tried afterwards on fewer texts, codes fitted to random rows recover "
+        "0.53 of the loss, and four principal components 0.71."
+    ),
 )
 
 TOKENS, HELD, LENGTH, LISTS = 1e5, 1.2e4, 20, 48

@@ -40,6 +40,10 @@ CLAIM = Claim(
     better="lower",
     unit="accuracy on what is forgotten",
     minutes=1.5,
+    why=(
+        "To be read with it: `cnn` does not forget a shape by it. Of the forgotten images 1.00, 0.58 and 1.00 are "
+        "still named afterwards; the check sets no bound there."
+    ),
 )
 
 THRESHOLD = 5.0

@@ -37,6 +37,10 @@ CLAIM = Claim(
     better="lower",
     unit="nats per token",
     minutes=4,
+    why=(
+        "To be read with it: this is the model rotated so that its columns are orthogonal, for which the theorem "
+        "holds. On the model as it is, WINA's divergence is 1.03, 1.00 and 1.06 times TEAL's at 65 %."
+    ),
 )
 
 N_ROWS, N_STRONG, N_CHANCE, LENGTH, GROUP = 1536, 512, 128, 40, 16
