@@ -23,7 +23,9 @@ Departures: inputs are centred on b and divided by one number, the root mean squ
     own deviation [the paper makes that optional; `normalize="layer_norm"` of the artifact stays off]. The encoder bias
     of the shared trainer stays 0, as in the paper. In eq. 4 |x - b| is held fixed, so b is not drawn towards it, and
     gamma defaults to 1/128, the smallest of the authors' grid from 1/128 to 1/16; the error is a mean over the D
-    coordinates, as theirs. Of two equally near k the smaller is taken.
+    coordinates, as theirs. Their code compares |f| with |x|, not with |x - b|, starts b at 0 and not at the mean, and
+    starts an encoder sqrt(2 D / F) as long as the decoder, so that nearly everything fires at first; ours starts equal
+    to the decoder, as the shared trainer's does. Of two equally near k the smaller is taken.
 
 Use:
     model = inn.load("lm")
