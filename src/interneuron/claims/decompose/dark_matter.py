@@ -1,4 +1,4 @@
-"""Dark matter of SAEs on `lm`: much of the error is linear in the activation, and larger dictionaries keep the rest.
+"""Dark matter of SAEs on `lm`: how much of the error is linear in the activation, and does the rest fall with width?
 
 (a) Calibration: inputs are reconstructions plus noise, and what is missed is made of the rarest features and of noise
 put on the reconstruction; over a grid of all three the linear part must follow the first two, the nonlinear part the
@@ -6,12 +6,35 @@ third. As in the authors' simulation up to half of the features are left out, an
 from none to a multiple of the activations' root mean square: 1.5, the smallest of 1, 1.5 and 2 at which the two parts
 can be told apart on development seeds. Noise on an input is not linear in it where the activations vary more than the
 noise: up to 1 cross-talk was 0.33, in an earlier run up to 0.3 it was 0.48. Cross-talk is the absolute rank correlation
-of each part with the other's truth. (b) Mid-layer residual stream, 2, 8 and 32 features a dimension, k = 4 throughout,
-100,000 tokens. k is 2.5 % of the width, as in the paper, whose dictionaries have about 100 active features of 3,584
-dimensions; an earlier run with k = 16, a tenth of the width, left so small an error at 32d that its vector was less
-predictable (R2 0.17) than the check asks. Numbers: by how much the error's linear part (ours) and its nonlinear part
-(baseline) fall from the smallest to the largest dictionary, as factors. The control is a reconstruction from principal
-components, whose error is wholly linear.
+of each part with the other's truth.
+
+(b) Mid-layer residual stream, 2, 8 and 32 features a dimension, k = 3 throughout. The authors' figures over width take
+dictionaries with 60 active features of 3,584 dimensions, which is 2.7 of 160. Trained on 100,000 tokens; all numbers
+come from 100,000 tokens of other texts, half of which the linear maps are fitted on (the authors take 150,000 for
+each). By how much the error's linear part (ours) and its nonlinear part (baseline) fall from the smallest to the
+largest dictionary, as factors. The control is a reconstruction from principal components, whose error is wholly linear.
+
+Rate and steps are chosen by the squared error on 20,000 tokens of a development seed that nothing else uses. Share of
+the variance left there, and R2 of the error vector on further texts of that seed:
+
+| k, steps | rate | 2d | 8d | 32d |
+| --- | --- | --- | --- | --- |
+| 4, 1,000 | 1e-3 | 0.137, R2 0.41 | 0.084, 0.24 | 0.071, 0.19 |
+| 4, 1,000 | 3e-3 | 0.121, 0.38 | 0.070, 0.21 | 0.056, 0.17 |
+| 4, 1,000 | 1e-2 | 0.118, 0.36 | 0.072, 0.22 | 0.064, 0.19 |
+| 4, 1,000 | 3e-2 | 0.126, 0.38 | 0.097, 0.29 | 0.123, 0.36 |
+| 4, 3,000 | 3e-3 |  |  | 0.047, 0.14 |
+| 3, 3,000 | 1e-3 |  | 0.0765, 0.22 | 0.0604, 0.17 |
+| 3, 3,000 | 3e-3 (taken) | 0.1243, 0.38 | 0.0766, 0.22 | 0.0597, 0.18 |
+| 3, 3,000 | 1e-2 | 0.1256, 0.38 |  |  |
+
+The less a dictionary leaves, the less of it is linear; the largest still gains by more steps. Many of its features fall
+silent (two thirds and more at 3e-3); neither drawing them anew sooner (after 20,480 silent rows instead of 200,000)
+nor an auxiliary loss for them lowers the error, 0.056 and 0.058 for 0.056 at 1,000 steps.
+
+Dictionaries of the error have the width and the k of the one whose error it is (8d), and are trained for 1,000 steps on
+the rows the map is fitted on, tested on the others, each at the best of three rates on the development seed: of 1e-3,
+3e-3 and 1e-2 the share left was 0.27, 0.23, 0.24 on the linear error, and 0.61, 0.55, 0.54 on the nonlinear error.
 """
 
 from __future__ import annotations
@@ -22,7 +45,13 @@ from torch import Tensor
 from interneuron.artifacts import Dictionary, Report
 from interneuron.claims import Claim, Comparison
 from interneuron.core.seeds import generator
-from interneuron.decompose.dark_matter import dark_matter_report, error_split, gradient_pursuit, norm_predictability
+from interneuron.decompose.dark_matter import (
+    ErrorSplit,
+    dark_matter_report,
+    error_split,
+    gradient_pursuit,
+    norm_predictability,
+)
 from interneuron.loading import load
 from interneuron.model.model import Model
 from interneuron.organisms import tinyworld as tw
@@ -35,38 +64,49 @@ CLAIM = Claim(
     paper="half of the error and over 90 % of its norm are linear in the input; the rest is constant in width",
     better="higher",
     unit="fall from 2d to 32d",
-    minutes=3,
+    minutes=9,
     why=(
-        "To be read with it: of the norm of the error 51 to 65 % is predictable here, where the paper has over 90 "
-        "%, and gradient pursuit does not lower the nonlinear error (1.02 to 1.12 times the encoder's). 300 steps "
-        "at a rate of 1e-3 are short. Tried afterwards under one development seed, all gates hold at a rate of 1e-2 "
-        "as well, but after 1,000 steps at 3e-3 the error of the largest dictionary is less predictable (R2 0.16) "
-        "than the 0.2 of the check, and its nonlinear part falls too (1.6-fold, the linear part 4.9-fold)."
+        "The vector of the error is less predictable at 32d than the check asks: R2 0.196, 0.180 and 0.186 (0.39 to "
+        "0.40 at 2d, 0.22 to 0.23 at 8d), to lie above 0.2. An earlier run, whose dictionaries had 4 active features "
+        "and 300 steps at a rate of 1e-3, left 12 to 13 % of the variance at 32d, with an R2 of 0.28 to 0.30, and so "
+        "reproduced the claim. Trained ten times as long at the rate chosen on held-out rows, dictionaries leave 6 to "
+        "7 %, and less of that is linear. Training is not at its very end at 32d, and more steps lower R2 further: "
+        "with k = 4 on a development seed from 0.17 after 1,000 to 0.14 after 3,000. All else holds. The linear part "
+        "falls 4.3-fold with width, the nonlinear one 1.5-fold, so it is not constant as in the paper. Of the error's "
+        "norm 50 to 61 % is predictable (50 to 53 % at 32d, so this gate is thin), where the paper has over 90 %. A "
+        "dictionary of the nonlinear error leaves 2.2 to 2.3 times what one of the linear error leaves. Of the "
+        "features at 32d, 72 to 73 % are silent. Gradient pursuit does not lower the nonlinear error (1.02 to 1.05 "
+        "times the encoder's)."
     ),
 )
 
-TOKENS, HELD = 1e5, 1e4
-K, BATCH, STEPS = 4, 1024, 300
+TOKENS, WIDTHS, MIDDLE = 1e5, (2, 8, 32), 8  # tokens to train on and as many to measure on; features a dimension
+K, BATCH, STEPS, RATE = 3, 1024, 3000, 3e-3
+ERROR_STEPS, ERROR_RATES = 1000, {"linear": 3e-3, "nonlinear": 1e-2}
+ROWS = 10_000  # of calibration and pursuit
 LEVELS = (0.0, 0.375, 0.75, 1.125, 1.5)
 
 
 def claim(seed: int) -> Comparison:
-    """The calibration grid, then three widths on `lm`."""
+    """Three widths on `lm`, and the calibration grid."""
     model = load(CLAIM.organism)
     site = f"layers.{model.n_layers // 2}.resid_post"
-    x, held = (token_rows(model, _texts(n, s), site, 1) for n, s in ((TOKENS, seed), (HELD, 10_000 + seed)))
-    saes = {width: _train(x, width * x.shape[1], seed) for width in (2, 8, 32)}
-    split = {width: error_split(held, d.reconstruct(held), seed=seed) for width, d in saes.items()}
-    norm = {width: norm_predictability(held, held - d.reconstruct(held), seed) for width, d in saes.items()}
-    sizes = torch.stack([(held - saes[width].reconstruct(held)).norm(dim=1) for width in (2, 32)])
-    correlation = float(torch.corrcoef(sizes)[0, 1])
-    fall = {part: getattr(split[2], part) / getattr(split[32], part) for part in ("fvu_linear", "fvu_nonlinear")}
-    again = _retrained(x, saes[8], seed)
+    x, held = (token_rows(model, _texts(TOKENS, s), site, 1) for s in (seed, 10_000 + seed))
+    small, large = min(WIDTHS), max(WIDTHS)
+    saes = {width: _train(x, width * x.shape[1], seed, STEPS, RATE) for width in WIDTHS}
+    rebuilt, dead = {}, {}
+    for width, found in saes.items():
+        rebuilt[width], dead[width] = _rebuilt(found, held)
+    split = {width: error_split(held, y, seed=seed) for width, y in rebuilt.items()}
+    norm = {width: norm_predictability(held, held - y, seed) for width, y in rebuilt.items()}
+    correlation = float(torch.corrcoef(torch.stack([(held - rebuilt[w]).norm(dim=1) for w in (small, large)]))[0, 1])
+    fall = {part: getattr(split[small], part) / getattr(split[large], part) for part in ("fvu_linear", "fvu_nonlinear")}
+    again = _retrained(split[MIDDLE], saes[MIDDLE].n_features, seed)
     harder = again["nonlinear"] >= 1.1 * again["linear"]
-    ranks, cross = _calibration(saes[8], held, seed)
+    some = held[split[MIDDLE].test[:ROWS]]
+    ranks, cross = _calibration(saes[MIDDLE], some, seed)
     directions = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][: x.shape[1] // 2]
     flat = error_split(held, (held - x.mean(0)) @ directions.T @ directions + x.mean(0), bias=True, seed=seed)
-    pursued = _pursuit_gain(saes[8], held, split[8].fvu_nonlinear, seed)
     return Comparison(
         ours=fall["fvu_linear"],
         baseline=fall["fvu_nonlinear"],
@@ -86,10 +126,11 @@ def claim(seed: int) -> Comparison:
             **{f"norm R2, {w}d": v for w, v in norm.items()},
             **{f"linear FVU, {w}d": s.fvu_linear for w, s in split.items()},
             **{f"nonlinear FVU, {w}d": s.fvu_nonlinear for w, s in split.items()},
+            **{f"dead, {w}d": share for w, share in dead.items()},
             "error correlation": correlation, "R2 of PCA": flat.r2,
             "FVU trained on linear": again["linear"], "FVU trained on nonlinear": again["nonlinear"],
             "calibration, linear": ranks[0], "calibration, nonlinear": ranks[1], "cross-talk": max(cross),
-            "nonlinear FVU by pursuit / by encoder": pursued,
+            "nonlinear FVU by pursuit / by encoder": _pursuit_gain(saes[MIDDLE], some, seed),
         },
     )  # fmt: skip
 
@@ -118,15 +159,32 @@ def _texts(tokens: float, seed: int) -> list[str]:
     return sorted((doc.text for doc in tw.corpus(tokens, seed=seed)), key=len)
 
 
-def _train(x: Tensor, n_features: int, seed: int, steps: int = STEPS) -> Dictionary:
-    return train_dictionary(x, SparseCoding(n_features, k=K, batch_size=BATCH, steps=steps, seed=seed))
+def _train(x: Tensor, n_features: int, seed: int, steps: int, rate: float) -> Dictionary:
+    config = SparseCoding(n_features, k=K, lr=rate, batch_size=BATCH, steps=steps, seed=seed)
+    return train_dictionary(x, config)
 
 
-def _retrained(x: Tensor, found: Dictionary, seed: int) -> dict[str, float]:
-    """FVU of new dictionaries trained on each part of the error."""
-    split = error_split(x, found.reconstruct(x), seed=seed)
-    parts = {"linear": split.linear, "nonlinear": split.nonlinear}
-    return {name: _train(rows, 4 * x.shape[1], seed, 150).quality(rows[:8000])["fvu"] for name, rows in parts.items()}
+@torch.no_grad()
+def _rebuilt(found: Dictionary, x: Tensor) -> tuple[Tensor, float]:
+    """The reconstruction, and the share of features that no row uses."""
+    used, parts = torch.zeros(found.n_features, dtype=torch.bool), []
+    for rows in x.split(4096):
+        f = found.encode(rows)
+        used |= (f > 0).any(0)
+        parts.append(found.decode(f))
+    return torch.cat(parts), 1 - float(used.float().mean())
+
+
+def _retrained(split: ErrorSplit, n_features: int, seed: int) -> dict[str, float]:
+    """FVU, on the rows kept for measuring, of new dictionaries trained on each part of the error of the others."""
+    fit = torch.ones(len(split.linear), dtype=torch.bool).index_fill_(0, split.test, False)
+    found = {}
+    for name, rate in ERROR_RATES.items():
+        rows: Tensor = getattr(split, name)
+        new = rows[split.test]
+        left = new - _rebuilt(_train(rows[fit], n_features, seed, ERROR_STEPS, rate), new)[0]
+        found[name] = float(left.square().sum() / (new - new.mean(0)).square().sum())
+    return found
 
 
 def _calibration(found: Dictionary, x: Tensor, seed: int) -> tuple[list[float], list[float]]:
@@ -158,8 +216,9 @@ def _calibration(found: Dictionary, x: Tensor, seed: int) -> tuple[list[float], 
     return ranks, [abs(rank(linear, true_nonlinear)), abs(rank(nonlinear, true_linear))]
 
 
-def _pursuit_gain(found: Dictionary, x: Tensor, nonlinear: float, seed: int) -> float:
+def _pursuit_gain(found: Dictionary, x: Tensor, seed: int) -> float:
     """Nonlinear FVU with codes by pursuit over that with codes by the encoder."""
-    part = x[:3000]
-    codes = gradient_pursuit(part * found.scale - found.decoder_bias, found.decoder, K)
-    return error_split(part, found.decode(codes), seed=seed).fvu_nonlinear / nonlinear
+    codes = gradient_pursuit(x * found.scale - found.decoder_bias, found.decoder, K)
+    ways = (found.decode(codes), _rebuilt(found, x)[0])
+    pursued, encoded = (error_split(x, y, seed=seed).fvu_nonlinear for y in ways)
+    return pursued / encoded
