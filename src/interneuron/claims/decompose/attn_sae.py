@@ -2,8 +2,16 @@
 
 The layer is the one that carries induction: the largest rise of the loss on second copies of random lists when its head
 outputs are zeroed, among layers that leave the first copy alone. Numbers compared are the share of the loss recovered
-when reconstructions are spliced in, per held-out text group, against a decoder of random unit rows (and, in the
-numbers, one of random rows whose length is refitted).
+when reconstructions are spliced in, per held-out text group.
+
+The control is the random-decoder SAE of the check: a dictionary trained alike, on the same rows in as many steps at the
+same rate, whose decoder stays at rows of random direction while the encoder, its bias and the lengths of the rows are
+learned. In earlier runs it was random rows behind the encoder trained for other rows, which does worse than zeros and
+is among the numbers. There too are rivals that are no autoencoders: codes fitted at the time of use, by orthogonal
+matching pursuit with none negative, to random directions, to rows drawn from a normal distribution with the covariance
+of the activations (and with codes of either sign, which the dictionary may not have), to activations of the texts
+trained on as rows and to the trained rows; and as many principal components. All have K numbers a token. One official
+run (seeds 9 to 11) took the strongest of these rivals for the control, against the check; see `why`.
 
 Sparsity is the paper's: 20 features of 768 in GPT-2 small, so k = 4 of 160 here (TopK codes, whose sparsity is set
 beforehand). The dictionary is trained on 100,000 tokens instead of 500,000, to keep the claim within minutes, and on
@@ -23,9 +31,11 @@ than those reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interneuron.artifacts import Dictionary
@@ -49,18 +59,24 @@ CLAIM = Claim(
     unit="loss recovered",
     minutes=6,
     why=(
-        "To be read with it: induction features are those of one word each, as the paper shows them. No feature is "
-        "common to the second copies of all words (AUROC 0.65 to 0.69, and five such features carry 5 to 7 % of the "
-        "advantage), single neurons of z come near the features (0.98), and the dictionary has seen many repeated "
-        "lists. For second copies of any word a single neuron has 0.96 to 0.97. The control keeps the trained "
-        "encoder and so does worse than zeros; tried afterwards on fewer texts, codes fitted to random rows recover "
-        "0.53 of the loss, and four principal components 0.71."
+        "To be read with it: the loss recovered says little of what was learned. The dictionary recovers 0.90 to "
+        "0.92 of it and the random decoder with an encoder of its own 0.57 to 0.58; but codes fitted at the time of "
+        "use, four and none negative, recover 0.90 to 0.91 on random rows drawn with the covariance of the "
+        "activations, 0.91 to 0.93 with either sign, 0.88 to 0.93 on remembered activations, 0.63 on random "
+        "directions and 0.95 to 0.96 on the trained rows. A run (seeds 9 to 11) with the best of such rivals for a "
+        "control was no gain (0.90, 0.90, 0.89 against 0.88, 0.89, 0.90); all other criteria held in it too. What "
+        "the check asks for is an autoencoder with a random decoder. Four principal components recover 0.15 to "
+        "0.18. Induction features are those of one word each, as the paper shows them. No feature is common to the "
+        "second copies of all words (AUROC 0.62 to 0.67, and five such features carry 0 to 6 % of the advantage), "
+        "single neurons of z come near the features (0.98 against 0.99 to 1.00), and the dictionary has seen many "
+        "repeated lists. For second copies of any word a single neuron has 0.94 to 0.98."
     ),
 )
 
 TOKENS, HELD, LENGTH, LISTS = 1e5, 1.2e4, 20, 48
 STEPS, BATCH, LR, K = 5000, 512, 2e-3, 4
 WORDS, TOP = 30, 5
+FROZEN, COVARIANCE = "random decoder, encoder trained", "random rows of the covariance, codes fitted"
 
 
 @dataclass(frozen=True)
@@ -85,25 +101,22 @@ def claim(seed: int) -> Comparison:
     site = f"layers.{layer}.attn.z"
     found = AttentionSAE(k=K, steps=STEPS, batch_size=BATCH, lr=LR, seed=seed).fit(model, texts, layer)
     groups = [held[i::4] for i in range(4)]
-    ours = [recovered(model, part, site, found.reconstruct, 1)["recovered"] for part in groups]
-    random = _random_decoder(found, seed)
-    control = [recovered(model, part, site, random.reconstruct, 1)["recovered"] for part in groups]
-    refitted = _refitted(random, token_rows(model, texts[:400], site, 1))
-    fairer = recovered(model, held, site, refitted.reconstruct, 1)["recovered"]
+    arms = {name: [recovered(model, part, site, code, 1)["recovered"] for part in groups]
+            for name, code in _codes(found, token_rows(model, texts, site, 1), seed).items()}  # fmt: skip
+    mean = {name: sum(values) / 4 for name, values in arms.items()}
     l0 = found.quality(token_rows(model, held, site, 1))["l0"]
     words = _words(seed)
     chosen, shown = (_lists(model, site, words, LISTS // 2, 2 * seed + i) for i in range(2))
     top, feature, neuron = _detectors(found, chosen, shown)
     cut = _cuts(model, found, top, shown, held[::8])
     gap = max(_attribution_gap(model, found, top[i][0], shown.tokens[i]) for i in range(3))
-    mean, floor = sum(ours) / 4, sum(control) / 4
     return Comparison(
-        ours=ours,
-        control=control,
+        ours=arms["ours"],
+        control=arms[FROZEN],
         gates={
-            "loss recovered is at least 0.85": mean >= 0.85,
+            "loss recovered is at least 0.85": mean["ours"] >= 0.85,
             "L0 is at most 15 % of the width": l0 <= 0.15 * found.d_in,
-            "loss recovered is at least 0.3 above that of a random decoder": mean >= floor + 0.3,
+            "loss recovered is at least 0.3 above that of a random decoder": mean["ours"] >= mean[FROZEN] + 0.3,
             "attributions over sources sum to the feature's input within 1e-4": gap <= 1e-4,
             "a feature detects that its word is next by induction with AUROC of at least 0.9": feature >= 0.9,
             "the best single neuron of z detects it less well": neuron < feature,
@@ -112,7 +125,8 @@ def claim(seed: int) -> Comparison:
         },
         extra={
             "layer": layer, "L0": l0, "AUROC feature": feature, "AUROC neuron": neuron, **cut,
-            **_common(model, found, chosen, shown), "attribution gap": gap, "random decoder, length refitted": fairer,
+            **_common(model, found, chosen, shown), "attribution gap": gap,
+            **{f"recovered, {name}": value for name, value in mean.items()},
         },
     )  # fmt: skip
 
@@ -184,17 +198,70 @@ def _induction_layer(model: Model, lists: Tensor) -> int:
     return max(range(model.n_layers), key=rises.__getitem__)
 
 
-def _random_decoder(found: Dictionary, seed: int) -> Dictionary:
-    """The same encoder with decoder rows of random direction and length 1, the length that trained rows have."""
-    rows = torch.randn(found.decoder.shape, generator=generator(seed))
-    return found.replace(decoder=rows / rows.norm(dim=1, keepdim=True))
+def _codes(found: Dictionary, x: Tensor, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Reconstructions by the dictionary, by the control and by rivals fitted to the rows x, all with K numbers."""
+    rng, some = generator(seed), x[::4]
+    noise, mean = torch.randn(found.decoder.shape, generator=rng), some.mean(0)
+    spread, components = torch.linalg.svd(some - mean, full_matrices=False)[1:]
+    remembered = some[torch.randperm(len(some), generator=rng)[: len(noise)]] - mean
+    rows = {"random directions, codes fitted": noise, COVARIANCE: noise * spread @ components,
+            "activations as rows": remembered, "trained rows, codes fitted": found.decoder}  # fmt: skip
+    first = components[:K]
+    return {
+        "ours": found.reconstruct,
+        FROZEN: _frozen(F.normalize(noise, dim=1), x, seed),
+        **{name: _pursuing(F.normalize(values, dim=1), mean) for name, values in rows.items()},
+        f"{COVARIANCE}, either sign": _pursuing(F.normalize(rows[COVARIANCE], dim=1), mean, signed=True),
+        "principal components": lambda z: mean + (z - mean) @ first.T @ first,
+        "random decoder, other encoder": found.replace(decoder=F.normalize(noise, dim=1)).reconstruct,
+    }
 
 
-def _refitted(random: Dictionary, x: Tensor) -> Dictionary:
-    """The dictionary with one factor on all decoder rows, the best for the rows x."""
-    wanted = x * random.scale - random.decoder_bias
-    written = random.encode(x) @ random.decoder
-    return random.replace(decoder=random.decoder * float((written * wanted).sum() / written.square().sum()))
+def _frozen(rows: Tensor, x: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+    """A TopK autoencoder of x whose decoder rows keep their directions: encoder, biases and lengths are learned."""
+    mean, size = x.mean(0), (x - x.mean(0)).square().sum(1).mean().sqrt()
+    encoder, lengths = rows.T.clone().requires_grad_(), torch.ones(len(rows), requires_grad=True)
+    bias, centre = torch.zeros(len(rows), requires_grad=True), torch.zeros_like(mean).requires_grad_()
+    leaves, rng = [encoder, lengths, bias, centre], generator(seed)
+
+    def decode(z: Tensor) -> Tensor:
+        value, index = ((z - centre) @ encoder + bias).topk(K, dim=1)
+        code = value.relu() * lengths[index]
+        return torch.zeros(len(z), len(rows)).scatter(1, index, code) @ rows + centre
+
+    optimiser = torch.optim.Adam(leaves, lr=LR)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 5 * (1 - step / STEPS)))
+    for _ in range(STEPS):
+        batch = (x[torch.randint(len(x), (BATCH,), generator=rng)] - mean) / size
+        loss = (decode(batch) - batch).square().sum(1).mean()
+        for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+            leaf.grad = slope
+        optimiser.step()
+        decay.step()
+
+    @torch.no_grad()
+    def reconstruct(z: Tensor) -> Tensor:
+        return decode((z - mean) / size) * size + mean
+
+    return reconstruct
+
+
+def _pursuing(rows: Tensor, mean: Tensor, signed: bool = False) -> Callable[[Tensor], Tensor]:
+    """Orthogonal matching pursuit of z - mean: K times the row nearest to what is left, then all codes refitted."""
+
+    def reconstruct(z: Tensor) -> Tensor:
+        wanted = z - mean
+        left, chosen = wanted, []
+        for _ in range(K):
+            along = left @ rows.T
+            chosen.append((along.abs() if signed else along).argmax(1))
+            some = rows[torch.stack(chosen, 1)]
+            gram = some @ some.mT + 1e-6 * torch.eye(len(chosen))  # a row may be chosen twice where nothing is left
+            codes = torch.linalg.solve(gram, some @ wanted[..., None])
+            left = wanted - (some.mT @ (codes if signed else codes.clamp_min(0)))[..., 0]
+        return z - left
+
+    return reconstruct
 
 
 def _detectors(found: Dictionary, chosen: Lists, shown: Lists) -> tuple[list[list[int]], float, float]:
