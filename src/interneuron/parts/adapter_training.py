@@ -25,12 +25,14 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
     after_step: Callable[[int, LowRankAdapter], None] | None = None,
+    schedule: Callable[[int], float] | None = None,
 ) -> LowRankAdapter:
     """Return the adapter trained on the cross-entropy of `inputs`; neither it nor the model is changed.
 
     inputs      texts, or a tensor whose first axis counts samples
     labels      class of each sample; None: every token is the label of the position before it
     after_step  called with the steps done and the adapter as it is then, under no_grad
+    schedule    share of lr that a step (1, 2, ... steps) is taken with; None: all of it
 
     Raises:
         InputError: no inputs, or steps or batch_size below 1.
@@ -53,6 +55,8 @@ def train_adapter(
             raise TrainingError(f"train_adapter: the loss of step {step} is {loss.item()}, expected finite. Lower lr")
         for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
             leaf.grad = slope
+        if schedule is not None:
+            optimiser.param_groups[0]["lr"] = lr * schedule(step)
         optimiser.step()
         if after_step is not None:
             with torch.no_grad():
