@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from interneuron.claims.layers import selu as selu_claim
 from interneuron.core.errors import InputError
 from interneuron.core.seeds import generator
 from interneuron.layers import SNN, moment_profile, selu_constants, selu_jacobian, selu_moment_map
@@ -97,3 +98,30 @@ def test_wrong_uses_teach() -> None:
         selu_moment_map(0.0, -1.0)
     with pytest.raises(InputError, match="Linear holds none of SELU"):
         moment_profile(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"), [("selu", None), ("relu", None), ("batch norm", nn.BatchNorm1d), ("layer norm", nn.LayerNorm)]
+)
+def test_the_claim_trains_side_by_side_what_modules_train_alone(kind: str, norm: type[nn.Module] | None) -> None:
+    d_in, d_out, depth, rates = 5, 3, 4, torch.tensor([0.05, 0.2])
+    x, y = torch.randn(32, d_in, generator=generator(0)), torch.arange(32) % d_out
+    arms = selu_claim.Arms(kind, d_in, d_out, depth, len(rates), seed=1)
+    layers: list[nn.Module] = []
+    for i, weight in enumerate(selu_claim._first_weights(kind, d_in, d_out, depth, seed=1)):
+        linear = nn.Linear(*weight.shape)
+        with torch.no_grad():
+            linear.weight.copy_(weight.T)
+            linear.bias.zero_()
+        act = [*([norm(selu_claim.WIDTH)] if norm else []), nn.SELU() if kind == "selu" else nn.ReLU()]
+        layers += [linear, *(act if i < depth - 1 else [])]
+    alone = nn.Sequential(*layers)
+    sgd = torch.optim.SGD(alone.parameters(), lr=float(rates[1]))
+    for _ in range(3):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(alone.train()(x), y).backward()
+        sgd.step()
+        loss = torch.stack([nn.functional.cross_entropy(logits, y) for logits in arms(x, train=True)]).sum()
+        selu_claim._step(arms.weights, torch.autograd.grad(loss, list(arms.weights.values())), rates)
+    arms.keep(torch.tensor([False, True]))
+    torch.testing.assert_close(arms(x)[0], alone.eval()(x), atol=1e-4, rtol=1e-4)
