@@ -64,15 +64,15 @@ CLAIM = Claim(
     unit="share refused",
     minutes=2.0,
     why=(
-        "To be read with it: this is the fifth run; the first (seeds 3 to 5) held, and three in between missed one "
-        "criterion each under one seed, a different one each time (perplexity 1.023; constant steering no worse; a "
-        "lucky shuffle), after which the numbers of requests and of shuffles were raised, no threshold. Constant "
-        "steering at the network's two layers refuses 9 to 26 % of the benign requests, where 9 are asked, so this "
-        "criterion is thin; at all layers it refuses everything. And the network is not needed: constant steering "
-        "behind a logistic probe, which the check does not name, refuses 93 to 100 % of the harmful requests and 0 "
-        "to 7 % of the benign ones at a perplexity of 1.00 to 1.14 (the network 97 to 100 % and 0 to 0.5 %, 1.002 "
-        "to 1.005). Of benign requests about objects never seen the network refuses 1 to 6 %, the probe 3 to 18 %, "
-        "where 3 would be allowed."
+        "To be read with it: this is the sixth run. The first (seeds 0 to 2) judged by objects never seen, the "
+        "second (3 to 5) held, and the three in between missed one criterion each under one seed, a different one "
+        "each time (perplexity 1.023; constant steering no worse; a lucky shuffle), after which the numbers of "
+        "requests and of shuffles were raised, no threshold. Constant steering at the network's two layers refuses "
+        "9 to 26 % of the benign requests, where 9 are asked, so this criterion is thin; at all layers it refuses "
+        "everything. And the network is not needed: constant steering behind a logistic probe, which the check does "
+        "not name, refuses 93 to 100 % of the harmful requests and 0 to 7 % of the benign ones at a perplexity of "
+        "1.00 to 1.14 (the network 97 to 100 % and 0 to 0.5 %, 1.002 to 1.005). Of benign requests about objects "
+        "never seen the network refuses 1 to 6 %, the probe 3 to 18 %, where 3 would be allowed."
     ),
 )
 
