@@ -133,10 +133,9 @@ def test_the_edit_is_the_low_rank_sum(model: Model) -> None:
 def test_training_lowers_the_loss_and_leaves_the_model(model: Model, tmp_path: Path) -> None:
     start = EVA(rank=2).fit(model, TEXTS, "*.down_proj")
     old = {name: x.clone() for name, x in model.module.state_dict().items()}
-    seen: list[int] = []
-    trained = train_adapter(model, start, TEXTS, steps=4, lr=0.02, batch_size=4, after_step=lambda n, _: seen.append(n))
+    trained = train_adapter(model, start, TEXTS, steps=4, lr=0.02, batch_size=4)
     again = train_adapter(model, start, TEXTS, steps=4, lr=0.02, batch_size=4)
-    assert trained.same_bits(again) and seen == [1, 2, 3, 4]
+    assert trained.same_bits(again)
     assert all(torch.equal(x, old[name]) for name, x in model.module.state_dict().items())
     assert all(p.grad is None for p in model.module.parameters())
     assert not any(b.any() for b in start.b.values())
@@ -145,19 +144,6 @@ def test_training_lowers_the_loss_and_leaves_the_model(model: Model, tmp_path: P
         with model.edit(trained.edit()):
             assert losses(model, TEXTS).mean() < before - 0.05
     assert load_artifact(trained.save(tmp_path / "adapter")).same_bits(trained)
-
-
-def test_a_schedule_scales_every_step(model: Model) -> None:
-    start = EVA(rank=1).fit(model, TEXTS, PATH)
-    plain = train_adapter(model, start, TEXTS, steps=3, lr=0.02, batch_size=2)
-    halved = train_adapter(model, start, TEXTS, steps=3, lr=0.04, batch_size=2, schedule=lambda _: 0.5)
-    assert halved.same_bits(plain.replace(fitted=halved.fitted))
-    seen: list[int] = []
-    still = train_adapter(model, start, TEXTS, steps=3, batch_size=2, schedule=lambda step: seen.append(step) or 0.0)
-    assert seen == [1, 2, 3] and torch.equal(still.b[PATH], start.b[PATH]) and torch.equal(still.a[PATH], start.a[PATH])
-    first = train_adapter(model, start, TEXTS, steps=3, lr=0.02, batch_size=2, schedule=lambda step: float(step == 1))
-    once = train_adapter(model, start, TEXTS, steps=1, lr=0.02, batch_size=2)
-    assert torch.equal(first.b[PATH], once.b[PATH]) and not torch.equal(first.b[PATH], plain.b[PATH])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,15 +23,11 @@ def train_adapter(
     lr: float = 1e-3,
     batch_size: int = 16,
     seed: int = 0,
-    after_step: Callable[[int, LowRankAdapter], None] | None = None,
-    schedule: Callable[[int], float] | None = None,
 ) -> LowRankAdapter:
     """Return the adapter trained on the cross-entropy of `inputs`; neither it nor the model is changed.
 
-    inputs      texts, or a tensor whose first axis counts samples
-    labels      class of each sample; None: every token is the label of the position before it
-    after_step  called with the steps done and the adapter as it is then, under no_grad
-    schedule    share of lr that a step (1, 2, ... steps) is taken with; None: all of it
+    inputs  texts, or a tensor whose first axis counts samples
+    labels  class of each sample; None: every token is the label of the position before it
 
     Raises:
         InputError: no inputs, or steps or batch_size below 1.
@@ -55,12 +50,7 @@ def train_adapter(
             raise TrainingError(f"train_adapter: the loss of step {step} is {loss.item()}, expected finite. Lower lr")
         for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
             leaf.grad = slope
-        if schedule is not None:
-            optimiser.param_groups[0]["lr"] = lr * schedule(step)
         optimiser.step()
-        if after_step is not None:
-            with torch.no_grad():
-                after_step(step, trained)
     return trained.replace(
         a={path: x.detach() for path, x in a.items()},
         b={path: x.detach() for path, x in b.items()},
