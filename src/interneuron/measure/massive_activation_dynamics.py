@@ -21,8 +21,9 @@ Cost: a forward pass per checkpoint; some 50 ms per fitted curve.
 
 Departures: the form of eq. 2 is recalled, not checked against the paper [inferred]. A and K enter linearly and are
     solved exactly for every (lam, gamma, t0); these three are started at the 20 best points of a grid [inferred]. Where
-    lam is near 0, t0 trades against K and A: K is kept between half the smallest and the largest ratio seen, and a
-    ridge of 0.001 on A picks the smaller amplitude [inferred]. The predictor is a random forest.
+    lam is near 0, t0 trades against K and A: K is kept between half the smallest ratio seen and twice the largest, as a
+    curve that still rises has not reached it, and a ridge of 0.001 on A picks the smaller amplitude [inferred]. The
+    predictor is a random forest.
 
 Use:
     model = inn.load("lm-small")
@@ -304,7 +305,7 @@ def _linear(g: Array, y: Array, w: Array) -> tuple[Array, Array]:
     spread = np.square(g - mean) @ v
     amplitude = ((g - mean) @ (v * (y - np.average(y, weights=v)))) / (spread + RIDGE**2)
     floor = np.average(y, weights=v) - amplitude * mean[:, 0]
-    bounded = np.clip(floor, y.min() / 2, y.max())
+    bounded = np.clip(floor, y.min() / 2, 2 * y.max())
     moved = (g @ (v * y) - bounded * (g @ v)) / (np.square(g) @ v + RIDGE**2)
     return np.where(bounded == floor, amplitude, moved), bounded
 

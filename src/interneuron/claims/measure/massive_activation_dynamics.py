@@ -57,17 +57,19 @@ CLAIM = Claim(
     unit="AIC",
     minutes=15.0,
     why=(
-        "One criterion misses, by one layer of 53 under one seed: the law has the lowest AIC in 31, 32 and 32 of "
-        "them, where 32 are needed. Where a ratio rises evenly to the end of training, the law becomes a straight "
-        "line, which an exponential that saturates is as well, with two parameters fewer. All else holds: known "
-        "curves (K within 10 % in 96 to 98 of 100, the peak in 95 to 97), a median R2 of 0.94 to 0.95, and K told "
-        "from the other models with an R2 of 0.48 to 0.52 (A 0.31 to 0.43, t0 below 0). K is near the last ratio in "
-        "most layers, so that what the architecture tells is in effect how large they get. The family, its length and "
-        "its checkpoints were fixed before any of its curves was fitted but for a pilot of the first three models "
-        "with 25 checkpoints. Two earlier sets of curves told less. Shipped models of many recipes, 12M tokens each, "
-        "at about 22 checkpoints (seeds 3 to 5): lowest AIC in 38 to 40 % of the layers, an R2 of K below 0, and "
-        "known curves of 20 points with the peak within 10 % in 89, 90 and 90 of 100. Ten models trained for 0.29M "
-        "tokens: median R2 0.76, lowest AIC in 78 to 86 %, an R2 of K below 0."
+        "To be read with it: the bound on K was loosened after a first run. With K at most the largest ratio seen, a "
+        "bound of ours that the paper has not, a run of all else as here (seeds 6 to 8) missed one criterion, by one "
+        "layer of 53 under one seed (lowest AIC in 31, 32 and 32, where 32 are needed), because curves that still "
+        "rise at the end of training could be fitted by a straight line only; with twice the largest ratio it is 41 "
+        "under each seed, on the same ten stored models and two trained anew, and with three times as many as with "
+        "twice on a development seed. K is then up to twice what has been seen, and it is told from the other models "
+        "with an R2 of 0.55 to 0.62 (three times: 0.42); which curves rise and which have settled is told with it. "
+        "The family, its length and its checkpoints were fixed before its curves were fitted, but for a pilot of the "
+        "first three models with 25 checkpoints. Two earlier sets of curves told less. Shipped models of many "
+        "recipes, 12M tokens each, at about 22 checkpoints (seeds 3 to 5): lowest AIC in 38 to 40 % of the layers, an "
+        "R2 of K below 0, and known curves of 20 points with the peak within 10 % in 89, 90 and 90 of 100 (of 40 "
+        "points 93, 94 and 93). Ten models trained for 0.29M tokens: median R2 0.76, lowest AIC in 78 to 86 %, an R2 "
+        "of K below 0."
     ),
 )
 
