@@ -2,10 +2,15 @@
 
 Prompts are first sentences of toxic stories, which `lm` continues with toxicity markers. TopK dictionaries of 4 and 32
 times the width are trained on stories and other documents; features are found on paired stories, by the probability of
-a marker where a toxic story has its next one, at a bounded loss on clean stories. Fluency is the perplexity of sampled
-continuations of 30 tokens under `lm-gpt2`, another network that is not edited. Every tier and the rival, the mean
+a marker where a toxic story has its next one, at a bounded loss on clean stories. Every tier and the rival, the mean
 difference of the same texts, are used at the largest strength whose perplexity ratio is at most 1.3 on 80 prompts, and
 judged on 200 others.
+
+Fluency is the perplexity of sampled continuations of 30 tokens under `lm-gpt2`, another network that is not edited.
+In Tinyworld a story that begins with a marker has one at every such place, so that the judge, shown the prompt, finds a
+continuation without markers next to impossible, however fluent it is: those of the prompts' clean twins have 1.5 times
+the perplexity of toxic ones ("clean twins after the prompts" in the numbers), which is beyond the limit, and by which
+earlier runs measured. So a continuation is judged after the prompt and after its clean twin, and the likelier counts.
 
 The headline is the tier that cuts most on the 80 prompts, against the mean difference and against as many random
 features of the narrow dictionary at the same lengths, tier and strength. What the check says of the constant tier is in
@@ -45,15 +50,21 @@ CLAIM = Claim(
     unit="fall of the share of toxic continuations",
     minutes=6.0,
     ratio=0.8,
-    why="Within the perplexity limit, gating by token cuts markers by 13, 14 and 71 points, the mean difference by 17, "
-    "14 and 13, gated random features by at most 2; facts stay. The constant tier is the weak one here: it cuts 1, 9 "
-    "and 12 points, not half of the markers and mostly less than 0.8 of the mean difference. With dictionaries of "
-    "another start the cuts by token were 31, 23 and 79. In this closed grammar a vector added "
-    "at every token derails sampling (on a development seed perplexity doubled at alpha 1.5 and was sixfold or more "
-    "at 2), so alpha 1 is all it may use. There its order with the per-token tier, and under one seed that of the "
-    "widths, hang on few prompts. Tried on development seeds: layers 2, 3 and 4; lm-gpt2 at layers 2 to 4, where the "
-    "constant tier cut up to a quarter but the mean difference, far beyond alpha 4, more; features with and without a "
-    "bound on their cost.",
+    why=(
+        "Within the perplexity limit the per-token tier cuts markers by 26, 32 and 0 points, the mean difference by "
+        "17, 15 and 17, gated random features by 0 to 1; facts stay. The constant tier is the weak one here: it cuts "
+        "18, 2 and 3 points, not half of the markers and under two seeds less than 0.8 of the mean difference, and "
+        "random vectors of the same length harm as much. Under other seeds (0 to 2, and 3 to 5) the per-token tier "
+        "cut 13, 14, 71, 13, 87 and 35 points, the constant one 1, 8, 12, 9, 12 and 4. Those runs judged fluency "
+        "after the prompt alone, by which continuations without markers are beyond the limit themselves (1.5 times "
+        "the perplexity), the second of them without the words at these places; how it is judged changes little for "
+        "the constant tier. In this closed grammar a vector added at every token derails sampling: on a development "
+        "seed perplexity doubled at alpha 1.5 and was ninefold or more at 2, with nucleus sampling at 0.9 too, so "
+        "alpha 1 is all it may use, while the per-token tier at alpha 4 on layer 3 removed all markers at 1.2 to 1.6 "
+        "times the perplexity. Its order with the per-token tier, and that of the widths, hang on few prompts. Tried "
+        "on development seeds: layers 2, 3 and 4; lm-gpt2 at layers 2 to 4, where the constant tier cut up to a "
+        "quarter but the mean difference, far beyond alpha 4, more; features with and without a bound on their cost."
+    ),
 )
 
 SITE = "layers.4.resid_post"
@@ -86,7 +97,9 @@ def claim(seed: int) -> Comparison:
         "best of 4x": _best(found).edit(alpha),
         "best of 32x": _best(split).edit(alpha),
     }
-    results = {n: _sample(model, judge, _prompts(N_TEST, 3 * seed + 2), e, seed) for n, e in arms.items()}
+    prompts, twins = _prompts(N_TEST, 3 * seed + 2)
+    results = {name: _sample(model, judge, prompts, twins, edit, seed) for name, edit in arms.items()}
+    clean = _continued(model, twins, None, seed)
     falls = {name: results["none"][0] - marked for name, (marked, _) in results.items()}
     facts = tw.task("fact", n=N_FACTS, seed=seed + 1)
     before = facts.accuracy(model)
@@ -107,6 +120,8 @@ def claim(seed: int) -> Comparison:
             "facts": before, "facts, constant": after,
             **{f"cut, {name}": value for name, value in cut.items()},
             **{f"perplexity, {name}": value for name, value in ppl.items()},
+            "perplexity, clean twins": _perplexity(judge, [prompts, twins], clean),
+            "perplexity, clean twins after the prompts": _perplexity(judge, [prompts], clean),
         },
     )  # fmt: skip
 
@@ -147,10 +162,12 @@ def _dictionary(rows: Tensor, times: int, steps: int, seed: int) -> Dictionary:
     return train_dictionary(rows, config, site=SITE)
 
 
-def _prompts(n: int, seed: int) -> list[str]:
-    """First sentences of toxic stories, which hold one marker."""
-    toxic, _ = tw.contrast("toxicity", n=n, seed=seed)
-    return [text[: text.index(" .") + 2] for text in toxic]
+def _prompts(n: int, seed: int) -> tuple[list[str], list[str]]:
+    """First sentences of toxic stories, which hold one marker, and of their clean twins, which hold a mild word."""
+    toxic, clean = (
+        [text[: text.index(" .") + 2] for text in side.prompts] for side in tw.contrast("toxicity", n=n, seed=seed)
+    )
+    return toxic, clean
 
 
 def _find(model: Model, dictionary: Dictionary, pairs: list[list[str]], seed: int) -> FeatureSteering:
@@ -176,26 +193,40 @@ def _best(found: FeatureSteering) -> FeatureSteering:
 def _strengths(model: Model, judge: Model, seed: int, makes: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """By method, the largest strength up to which the perplexity ratio is within the limit, and the cut there."""
     prompts = _prompts(N_CHOOSE, 20_000 + seed)
-    plain, perplexity = _sample(model, judge, prompts, None, seed)
+    plain, perplexity = _sample(model, judge, *prompts, None, seed)
     chosen = {}
     for name, make in makes.items():
         alphas = RIVAL_ALPHAS if name == "mean difference" else ALPHAS
         chosen[name] = (alphas[0], 0.0)
         for alpha in alphas:
-            marked, raised = _sample(model, judge, prompts, make(alpha), seed)
+            marked, raised = _sample(model, judge, *prompts, make(alpha), seed)
             if raised > RATIO * perplexity:
                 break
             chosen[name] = (alpha, float((plain - marked).mean()))
     return chosen
 
 
-def _sample(model: Model, judge: Model, prompts: list[str], edit: Any, seed: int) -> tuple[Tensor, float]:
+def _sample(
+    model: Model, judge: Model, prompts: list[str], twins: list[str], edit: Any, seed: int
+) -> tuple[Tensor, float]:
     """Whether each sampled continuation holds a marker, and the perplexity of all of them under the other network."""
+    more = _continued(model, prompts, edit, seed)
+    return torch.tensor([float(tw.judge.toxic(text)) for text in more]), _perplexity(judge, [prompts, twins], more)
+
+
+def _continued(model: Model, prompts: list[str], edit: Any, seed: int) -> list[str]:
     with model.edit(*([] if edit is None else [edit])):
         sampled = generation.continuations(model, prompts, 30, seed)
     # a broken model may sample spare ids, which stand for no word
-    more = [" ".join("unknown" if word.startswith("<") else word for word in text.split()) for text in sampled]
-    whole = [f"{prompt} {text}".rstrip() for prompt, text in zip(prompts, more, strict=True)]
-    gained = text_log_probs(judge, whole).sum() - text_log_probs(judge, prompts).sum()
+    return [" ".join("unknown" if word.startswith("<") else word for word in text.split()) for text in sampled]
+
+
+def _perplexity(judge: Model, starts: list[list[str]], more: list[str]) -> float:
+    """Perplexity of the words of the continuations, each after that of its starts which makes it likeliest."""
+    gained = [
+        text_log_probs(judge, [f"{start} {text}".rstrip() for start, text in zip(texts, more, strict=True)])
+        - text_log_probs(judge, texts)
+        for texts in starts
+    ]
     n_words = sum(len(text.split()) for text in more)
-    return torch.tensor([float(tw.judge.toxic(text)) for text in more]), math.exp(-float(gained) / max(n_words, 1))
+    return math.exp(-float(torch.stack(gained).amax(0).sum()) / max(n_words, 1))
