@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -196,3 +197,22 @@ def test_nan_is_an_error_on_this_path_too(monkeypatch):
 def test_small_dictionaries_and_large_k_are_left_alone():
     assert not sparse_preselect.worthwhile(64, 256, 4)
     assert not sparse_preselect.worthwhile(512, 4096, 128)
+
+
+@pytest.mark.parametrize(
+    ("native", "seconds", "expected"), [(True, 0.4, True), (True, 2.0, False), (False, 0.4, False)]
+)
+def test_bfloat16_is_used_only_where_its_products_are_measured_to_be_faster(monkeypatch, native, seconds, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(sparse_preselect, "_seconds", lambda x, _: seconds if x.dtype == torch.bfloat16 else 1.0)
+    sparse_preselect._halves_products.cache_clear()
+    assert sparse_preselect.worthwhile(512, 4096, 32) is expected
+    sparse_preselect._halves_products.cache_clear()
+
+
+def test_seconds_of_a_product_are_those_of_a_single_one():
+    x = torch.ones(256, 512)
+    started = time.perf_counter()
+    found = sparse_preselect._seconds(x, x)
+    assert 0 < found <= (time.perf_counter() - started) / 5

@@ -10,7 +10,7 @@
 | batchtopk | N k largest h > 0 of the batch; later h > the mean cut | none | Bussmann et al. 2024 |
 | jumprelu | h > threshold | l0 * number active, straight-through, rectangle kernel | Rajamanoharan et al. 2024 |
 
-Only the encoder product is dense; for top-k codes, CPUs that multiply bfloat16 halve it (`sparse_preselect`).
+Only the encoder product is dense; for top-k codes, CPUs that are faster in bfloat16 halve it (`sparse_preselect`).
 Everything behind it, forward and backward, runs on the active entries alone, and the gradients equal autograd's.
 Decoder rows keep unit length: their gradient is projected and the rows renormalised after each step. Features silent
 for `dead_after` rows are drawn anew from inputs that are badly reconstructed, or kept alive by an auxiliary loss
