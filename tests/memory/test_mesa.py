@@ -15,6 +15,7 @@ import interneuron as inn
 from interneuron.core.errors import InputError, ShapeError
 from interneuron.core.seeds import generator
 from interneuron.memory import Mesa
+from interneuron.memory import mesa as mesa_module
 from interneuron.model.model import Model
 from interneuron.parts import quantisers
 from interneuron.parts.quantisers import Dither, Quantised, dequantise_groups, group_ranges, quantise_groups
@@ -94,6 +95,48 @@ def test_stochastic_rounding_has_the_mean_x(route: str) -> None:
     assert float(((trips.mean(0) - x).abs() > 3 * error + 1e-6).double().mean()) <= 0.02
     nearest = dequantise_groups(quantise_groups(x, bits=4)).double()
     assert float(((nearest - x).abs() > 3 * error + 1e-6).double().mean()) > 0.5  # what rounding to the nearest is not
+
+
+def test_ranges_are_the_ends_of_every_group(route: str) -> None:
+    x = torch.cat([draw(3, 2, 70) * 1e3 ** draw(3, 2, 70), draw(3, 2, 70).abs(), -draw(3, 2, 70).abs()], dim=1)
+    x[0, 0, 0], x[1, 2, 3], x[2, 4, 69] = -3e37, 0.0, -0.0
+    alpha, beta = group_ranges(x)
+    torch.testing.assert_close(beta, x.amin((0, 2)), rtol=0, atol=0)
+    torch.testing.assert_close(alpha, x.amax((0, 2)) - x.amin((0, 2)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("dithered", [False, True])
+def test_own_ranges_are_those_one_would_give(route: str, bits: int, dithered: bool) -> None:
+    """Blocks find their range and their levels in one go."""
+    x = draw(1, 300, 100) * 1e3 ** draw(1, 300, 1)
+    own, given = (Dither(3) if dithered else None for _ in range(2))
+    alpha, beta = group_ranges(x)
+    a, b = quantise_groups(x, bits=bits, dither=own), quantise_groups(x, alpha, beta, bits, given)
+    torch.testing.assert_close((a.alpha, a.beta), (b.alpha, b.beta), rtol=0, atol=0)
+    step = (alpha / (2**bits - 1))[:, None]
+    off = (dequantise_groups(a) - dequantise_groups(b)).abs() / step
+    assert float(off.max()) < 1.01 and float((off > 0.01).double().mean()) < 1e-3  # the scale is rounded once more
+
+
+def test_numbers_are_made_once_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Quantised] = []
+
+    def count(copy: Quantised, dtype: torch.dtype) -> Tensor:
+        made.append(copy)
+        return dequantise_groups(copy, dtype)
+
+    monkeypatch.setattr(mesa_module, "dequantise_groups", count)
+    heads = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+    x = draw(64, 64)
+    with Mesa(heads) as mesa:
+        loss = torch.stack([head(x).sum() for head in heads]).sum()
+    first = torch.autograd.grad(loss, list(heads.parameters()), retain_graph=True)
+    assert len(made) == 1
+    again = torch.autograd.grad(loss, list(heads.parameters()))
+    assert len(made) == 2 and all(map(torch.equal, first, again))
+    latest = mesa._latest()
+    assert latest is None or latest.real is None  # nothing stays behind
 
 
 def test_other_types_keep_their_type(route: str) -> None:
@@ -181,11 +224,13 @@ def test_policy_names_operations_and_modules(model: Model) -> None:
         gradients(model, Mesa(model, policy={"gelu": 4}))
 
 
-def test_statistics_and_numbers_that_are_not_finite_stay_exact() -> None:
+@pytest.mark.parametrize("groups", ["heads", "blocks"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan])
+def test_statistics_and_numbers_that_are_not_finite_stay_exact(groups: str, value: float) -> None:
     norm = nn.LayerNorm(32)
     x = draw(2048, 32)
-    x[0, 0] = torch.inf
-    with Mesa(norm) as mesa:
+    x[-1, 3] = value
+    with Mesa(norm, groups=groups) as mesa:  # type: ignore[arg-type]
         norm(x.requires_grad_()).sum()
     assert mesa.by_op["layer_norm"][0] == mesa.by_op["layer_norm"][1]
 
@@ -232,7 +277,7 @@ def test_wrong_uses_teach(model: Model) -> None:
         Mesa(model, momentum=1.0)
     with pytest.raises(ShapeError, match="outer groups inner"):
         quantise_groups(torch.ones(3, 4))
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="NaN, infinite or beyond"):
         quantise_groups(torch.tensor([[[0.0, torch.nan]]]))
     mesa = Mesa(model)
     with mesa, pytest.raises(InputError, match="open already"):

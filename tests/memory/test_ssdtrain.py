@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import interneuron as inn
 from interneuron.core.errors import InputError, StoreError
 from interneuron.core.seeds import generator
-from interneuron.memory import ActivationOffload
+from interneuron.memory import ActivationOffload, ssdtrain
 from interneuron.model.model import Model
 from interneuron.parts.saved_tensors import SavedBytes
 from interneuron.parts.spill_file import SpillFile
@@ -191,6 +192,55 @@ def test_a_full_disk_is_told(model: Model, tmp_path: Path) -> None:
     off = ActivationOffload(model, Full(tmp_path), min_bytes=SMALL, overlap=False)
     with pytest.raises(StoreError, match="No space left.*Free space"), off:
         model.module(IDS, labels=IDS)
+
+
+@pytest.mark.parametrize("prefetch", [0, 8])
+def test_a_disk_that_cannot_be_read_is_told(model: Model, tmp_path: Path, prefetch: int) -> None:
+    class Short(SpillFile):
+        def read(self, offset: int, into: memoryview) -> None:
+            raise StoreError("the spill file ends early")
+
+    off = ActivationOffload(model, Short(tmp_path), min_bytes=SMALL, prefetch=prefetch, overlap=prefetch > 0)
+    with off:
+        loss = model.module(IDS, labels=IDS).loss
+    with pytest.raises(StoreError, match="ends early"):
+        off.file.writer.submit(int).result()  # what was sent is written by now
+        loss.backward()
+
+
+def test_threads_are_woken_for_many_tensors_at_once(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = ActivationOffload(model, tmp_path, min_bytes=SMALL, adaptive=False)
+    sent: list[int] = []
+    submit = off.file.writer.submit
+
+    def count(task: Callable[..., object], rows: list[object]) -> object:
+        sent.append(len(rows))
+        return submit(task, rows)
+
+    monkeypatch.setattr(off.file.writer, "submit", count)
+    assert same(grads(model, off), grads(model))
+    assert sent and sum(sent) > 3 * len(sent)
+    assert off.stats()["peak_resident"] < off.stats()["peak_plain"]
+
+
+def test_the_first_pass_waits_for_a_slow_disk(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its speed is not known yet, and without waiting all would lie in memory."""
+    monkeypatch.setattr(ssdtrain, "BATCH", 1 << 18)
+    monkeypatch.setattr(ssdtrain, "AHEAD", 2)
+
+    class Slow(SpillFile):
+        def write(self, offset: int, data: memoryview) -> None:
+            time.sleep(0.002)
+            super().write(offset, data)
+
+    waits = ActivationOffload(model, Slow(tmp_path), min_bytes=SMALL)
+    never = ActivationOffload(model, Slow(tmp_path), min_bytes=SMALL, adaptive=False)
+    for off in (waits, never):
+        grads(model, off)
+    assert waits.resident.peak < 0.6 * waits.plain.peak < never.resident.peak
+    assert waits.stall_s > never.stall_s
 
 
 def test_slots_are_used_again(model: Model, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ Equations:
 Shapes: attention tensors [B H T K] or [B H T T] have H groups; [B T D] has H groups of D/H neighbours; blocks are runs
     of 256 numbers in memory. Copies are uint8, packed below 8 bits.
 
-Cost: b/32 of the bytes of fp32 activations; with numba one pass over each distinct saved tensor and one at every use.
+Cost: b/32 of the bytes of fp32 activations; with numba one pass over each distinct saved tensor ("heads": two) and one
+    where it is used, however many operations in a row use it.
 
 Departures: the copies are made where autograd saves a tensor (saved_tensors_hooks), so that every operation of any
     model is covered without replacing it: softmax keeps its output alone, GELU its input. A tensor that several
@@ -47,8 +48,25 @@ from interneuron.core.cards import Card
 from interneuron.core.errors import InputError, did_you_mean
 from interneuron.core.seeds import check_seed
 from interneuron.model.model import Model
-from interneuron.parts.quantisers import BITS, Dither, Quantised, dequantise_groups, group_ranges, quantise_groups
-from interneuron.parts.saved_tensors import Held, Ledger, SavedHooks, View, is_plain, memory_order
+from interneuron.parts.quantisers import (
+    BITS,
+    Dither,
+    Quantised,
+    all_finite,
+    dequantise_groups,
+    group_ranges,
+    quantise_groups,
+)
+from interneuron.parts.saved_tensors import (
+    Held,
+    Ledger,
+    Record,
+    SavedHooks,
+    View,
+    is_plain,
+    memory_order,
+    run_of_memory,
+)
 
 CARD = Card(
     id=51,
@@ -180,12 +198,12 @@ class Mesa(SavedHooks):
             copy = _Copy(made, tensor, self.saved, self.plain)
             self.seen.add(tensor, copy)
             self._note(op, tensor.nbytes, made.nbytes)
+        copy.packs += 1
         return View(copy, tensor)
 
     def unpack(self, packed: View) -> Tensor:
         """The tensor the backward pass gets (eq. 3)."""
-        copy: _Copy = packed.record
-        return packed.of(dequantise_groups(copy.made, copy.dtype).view(-1))
+        return packed.of(self.numbers(packed.record))
 
     def _exact(self, tensor: Tensor, op: str) -> Held:
         self._note(op, tensor.nbytes, tensor.nbytes)
@@ -207,17 +225,20 @@ class Mesa(SavedHooks):
 
     def _copy(self, tensor: Tensor, op: str, bits: int) -> Quantised | None:
         """The few-bit copy (eq. 2), or None where a number is not finite: such a tensor stays as it is."""
-        flat, order = _run_of_memory(tensor)
-        shape = _blocks(flat.numel()) if self.groups == "blocks" else _grouped(tensor, order, op, self._heads)
-        x = flat.view(-1)[: math.prod(shape)].view(shape)
-        alpha, beta = group_ranges(x)
-        if not bool(torch.isfinite(alpha).all()):
-            return None
-        if self.groups == "heads":
+        blocks = self.groups == "blocks"
+        x = run_of_memory(tensor).view(_blocks(tensor.numel()) if blocks else _grouped(tensor, op, self._heads))
+        alpha = beta = None  # blocks: each its own
+        if not blocks:
+            alpha, beta = group_ranges(x)
+            if not all_finite(alpha):
+                return None
             alpha, beta = self._running(op, alpha, beta)
         if self.rounding == "stochastic" and tensor.device not in self._dithers:
             self._dithers[tensor.device] = Dither(self.seed, tensor.device)
-        return quantise_groups(x, alpha, beta, bits, self._dithers.get(tensor.device))
+        try:
+            return quantise_groups(x, alpha, beta, bits, self._dithers.get(tensor.device))
+        except InputError:  # not finite
+            return None
 
     def _running(self, op: str, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """Range and offset after this pass (eq. 1); a tensor is known by its module, operation and turn in it."""
@@ -240,28 +261,25 @@ class Mesa(SavedHooks):
         row[1] += kept
 
 
-class _Copy:
+class _Copy(Record):
     """A few-bit copy of one distinct tensor, counted until autograd drops the last view of it."""
 
     def __init__(self, made: Quantised, tensor: Tensor, saved: Ledger, plain: Ledger) -> None:
-        self.made, self.dtype, self.n = made, tensor.dtype, tensor.numel()
+        super().__init__()
+        self.made, self.dtype = made, tensor.dtype
         self._saved, self._plain = saved, plain
         # a copy outlives the storage, whose address may then be another's: an object of our own is the key
         self._key = object()
         saved.hold(self._key, made.nbytes)
         plain.hold(self._key, tensor.nbytes)
 
+    def make(self) -> Tensor:
+        """What the copy stands for, flat."""
+        return dequantise_groups(self.made, self.dtype).view(-1)
+
     def __del__(self) -> None:
         self._saved.release(self._key)
         self._plain.release(self._key)
-
-
-def _run_of_memory(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """The numbers in one run, and the axes from slowest to fastest; strided pieces are gathered first."""
-    order = memory_order(tensor)
-    if order is None:
-        return tensor.contiguous().view(-1), list(range(tensor.ndim))
-    return tensor.as_strided((tensor.numel(),), (1,)), order
 
 
 def _blocks(n: int) -> Shape:
@@ -270,8 +288,9 @@ def _blocks(n: int) -> Shape:
     return (1, n // size, size) if size >= BLOCK // 4 else (1, 1, n)
 
 
-def _grouped(tensor: Tensor, order: list[int], op: str, heads: int) -> Shape:
+def _grouped(tensor: Tensor, op: str, heads: int) -> Shape:
     """[outer groups inner]: the heads of attention tensors, else `heads` parts of the channels."""
+    order = memory_order(tensor) or list(range(tensor.ndim))
     shape = [tensor.shape[axis] for axis in order]
     by_head = tensor.ndim == 4 and op in _ATTENTION
     axis = 1 if by_head or (tensor.ndim == 4 and op.startswith("conv")) else tensor.ndim - 1

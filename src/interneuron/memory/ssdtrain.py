@@ -8,8 +8,8 @@ Idea: a saved tensor is not touched between its layer's forward and backward pas
 
 Equations:
     (1)  offload x  iff  bytes(x) >= min_bytes,  block(x) < n_blocks - keep_last,  bytes saved before x <= budget
-    (2)  budget = 3 f / (1 / w + 2 f / n)      w bytes/s written, f seconds of the first forward pass, n its bytes: what
-         is written before its turn comes in a backward pass of 2 f
+    (2)  budget = 3 f / (1 / w + 2 f / n)      w bytes/s written in the last passes, f seconds of the last forward pass,
+         n its bytes: what is written before its turn comes in a backward pass of 2 f
 
 Shapes: any; a tensor comes back with the shape and strides it was saved with.
 
@@ -19,9 +19,10 @@ Departures: tensors are read ahead in the reverse order of saving, `prefetch` of
     passes of modules, which would put nodes into the graph. Slots of one nameless file take the place of a file per
     tensor. The budget counts what is written in time, not what is written within the forward pass [inferred]. `dtype`
     keeps them in half precision, which halves the traffic at the price of rounded gradients (the paper's are in half
-    precision to begin with). What follows the last block always stays in memory. Writes pass through the page cache.
-    Inputs of the model are treated like activations. From other devices tensors are copied to the host before they are
-    written, without overlap.
+    precision to begin with). They go to the writing thread four megabytes at a time; what is left over at the end of
+    the forward pass is needed first and stays. What follows the last block always stays in memory. Writes pass through
+    the page cache. Inputs of the model are treated like activations. From other devices tensors are copied to the host
+    before they are written, without overlap.
 
 Use:
     model = inn.load("lm")
@@ -35,6 +36,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 from threading import RLock
@@ -46,8 +48,13 @@ from interneuron.artifacts import Report, plots
 from interneuron.core.cards import Card
 from interneuron.core.errors import InputError, StoreError
 from interneuron.model.model import Model
-from interneuron.parts.saved_tensors import Held, Ledger, SavedHooks, View, is_plain, memory_order
+from interneuron.parts.saved_tensors import Held, Ledger, Record, SavedHooks, View, is_plain, run_of_memory
 from interneuron.parts.spill_file import SpillFile
+
+BATCH = 1 << 22
+"""Bytes that are handed to the writing thread at a time, since to wake it costs as much as to write many of them."""
+AHEAD = 16
+"""As many batches may wait to be written in the first pass, before the speed of the disk is known."""
 
 CARD = Card(
     id=57,
@@ -77,7 +84,8 @@ class ActivationOffload(SavedHooks):
     dtype      None: as they are; torch.bfloat16 or torch.float16: wider floating tensors are kept in that type
     prefetch   tensors that are read ahead
     keep_last  blocks at the end whose tensors stay in memory, since they are needed at once
-    adaptive   after the first pass, offload only as much as the disk can take before it is needed (eq. 2)
+    adaptive   after the first pass, which waits for the disk where it has to, offload only as much as the disk can take
+               before it is needed (eq. 2); False: offload all, and never wait to write
     overlap    False: write and read at once and wait, a baseline to compare with
     """
 
@@ -112,7 +120,10 @@ class ActivationOffload(SavedHooks):
         self.error: OSError | None = None
         self.curve: list[tuple[int, int]] = []
         """Saved bytes (plain, in memory) at every tensor saved or used in the latest pass."""
-        self._budget, self._sent, self._started, self._last = math.inf, 0, 0.0, 0.0
+        self._budget, self._before, self._started, self._last = math.inf, 0, 0.0, 0.0
+        self._totals, self._pace = (0, 0.0), [0.0, 0.0]
+        self._waiting: list[weakref.ref[_Saved]] = []
+        self._waiting_bytes, self._tasks = 0, deque[Future[None]](maxlen=AHEAD + 1)
 
     def stats(self) -> dict[str, float]:
         """Peaks of saved bytes (`peak_resident`, `peak_plain`) and, over all passes, bytes `written` and `read_back`,
@@ -131,8 +142,7 @@ class ActivationOffload(SavedHooks):
     def report(self) -> Report:
         """The numbers of `stats`, and how many saved bytes lay in memory over the course of the latest pass."""
         title = "Saved bytes in memory during a step"
-        every = max(len(self.curve) // 200, 1)
-        rows = self.curve[::every]
+        rows = self.curve[:: max(len(self.curve) // 200, 1)]
         series = {"plain": [plain / 1e6 for plain, _ in rows], "offloaded": [mine / 1e6 for _, mine in rows]}
         return Report(
             slug=CARD.slug,
@@ -171,26 +181,48 @@ class ActivationOffload(SavedHooks):
         return View(saved, tensor)
 
     def _save(self, tensor: Tensor) -> _Saved:
-        flat = tensor.detach()
-        flat = flat.contiguous().view(-1) if memory_order(flat) is None else flat.as_strided((flat.numel(),), (1,))
+        flat = run_of_memory(tensor)
         half = self.dtype is not None and flat.is_floating_point() and flat.dtype.itemsize > self.dtype.itemsize
         data = flat.to("cpu", self.dtype if half else None)
         saved = _Saved(self, data, tensor, len(self.order))
         self.order.append(weakref.ref(saved))
-        if self._sent <= self._budget:  # eq. 1
-            self._sent += saved.nbytes
-            saved.send()
+        if self._before <= self._budget:  # eq. 1
+            self._send(saved)
+        self._before += saved.nbytes
         return saved
 
+    def _send(self, saved: _Saved) -> None:
+        """Have it written; its memory is let go when that is done."""
+        saved.sent = True
+        if not self.overlap:
+            start = time.perf_counter()
+            saved.write()
+            self.stall_s += time.perf_counter() - start
+            return
+        # weakly: what nobody needs any more is not written
+        self._waiting.append(weakref.ref(saved))
+        self._waiting_bytes += saved.nbytes
+        if self._waiting_bytes >= BATCH:
+            self._tasks.append(self.file.writer.submit(_write, self._waiting))
+            self._waiting, self._waiting_bytes = [], 0
+        if self.adaptive and self._budget == math.inf and len(self._tasks) > AHEAD:
+            start = time.perf_counter()
+            self._tasks.popleft().result()
+            self.stall_s += time.perf_counter() - start
+
     def start(self) -> None:
-        """A new pass starts: what is known of the last one decides the budget (eq. 2)."""
-        now, file = time.perf_counter(), self.file
-        if self.adaptive and self._sent and file.write_seconds > 0 and self._budget == math.inf:
-            seconds = self._last - self._started
-            self._budget = 3 * seconds / (file.write_seconds / file.written + 2 * seconds / self._sent)  # eq. 2
+        """A new pass starts: the speed of the last ones, the latest counting most, decides the budget (eq. 2)."""
+        # anew in each pass: a file is written more slowly for the first time than over what was there
+        now, totals = time.perf_counter(), (self.file.written, self.file.write_seconds)
+        self._pace = [pace / 2 + new - old for pace, new, old in zip(self._pace, totals, self._totals, strict=True)]
+        self._totals = totals
+        written, seconds = self._pace
+        if self.adaptive and self._before and written and seconds > 0:
+            forward = self._last - self._started
+            self._budget = 3 * forward / (seconds / written + 2 * forward / self._before)  # eq. 2
         self._passes = self.place.passes
         self.order: list[weakref.ref[_Saved]] = []
-        self._sent, self._behind = 0, False
+        self._before, self._behind = 0, False
         self._started = self._last = now
         self.curve = []
 
@@ -214,47 +246,44 @@ class ActivationOffload(SavedHooks):
     def unpack(self, packed: View) -> Tensor:
         """The tensor read back, and those saved before it called for."""
         saved: _Saved = packed.record
-        if self.overlap:
-            for row in saved.order[max(saved.index - self.prefetch, 0) : saved.index][::-1]:
-                if (earlier := row()) is not None:
-                    earlier.call()
-        flat = saved.get()
+        if self.overlap and saved.real is None:
+            self._read_ahead(saved)
+        flat = self.numbers(saved)
         self.curve.append((self.plain.live, self.resident.live))
         return packed.of(flat)
 
+    def _read_ahead(self, saved: _Saved) -> None:
+        """Call for those saved before it, half of `prefetch` at a time."""
+        first = max(saved.index - self.prefetch, 0)
+        near = saved.order[first : saved.index][::-1]
+        due = [row for ref in near if (row := ref()) is not None and row.is_away()]
+        if due and (2 * len(due) >= self.prefetch or not first):
+            self.file.reader.submit(_read, [row for row in due if row.call()])
 
-class _Saved:
-    """One distinct tensor: in memory, on its way to disk, on disk, or read back; `packs` operations saved it."""
+
+class _Saved(Record):
+    """One distinct tensor: in memory, on its way to disk, on disk, or read back."""
 
     def __init__(self, owner: ActivationOffload, data: Tensor, tensor: Tensor, index: int) -> None:
+        super().__init__()
         self.file, self.order, self.index = owner.file, owner.order, index
         self.data: Tensor | None = data
         self.dtype, self.device, self.kept_as, self.nbytes = tensor.dtype, tensor.device, data.dtype, data.nbytes
-        self.packs = self.uses = 0
-        self.done = False
+        self.sent = False
         self._owner, self._version, self._changed = owner, data._version, False
         self._slot: int | None = None
-        self._writing: Future[None] | None = None
+        self._forwarded = self._over = False
         self._reading: Future[None] | None = None
         self._lock, self._key = RLock(), object()
         self._ledgers = owner.plain, owner.resident
         owner.plain.hold(self._key, tensor.nbytes)
         self._hold(data)
 
-    def send(self) -> None:
-        """Have it written; its memory is let go when that is done."""
-        if self._owner.overlap:
-            # weakly: what nobody needs any more is not written
-            self._writing = self.file.writer.submit(_write, weakref.ref(self))
-        else:
-            start = time.perf_counter()
-            self.write()
-            self._owner.stall_s += time.perf_counter() - start
-
     def write(self) -> None:
-        """Write it now, whichever thread this is."""
+        """Write it now, whichever thread this is, unless it was needed before."""
         data = self.data
-        assert data is not None
+        if data is None or self._forwarded:
+            return
         slot = self.file.take(self.nbytes)
         try:
             self.file.write(slot, _bytes(data))
@@ -266,11 +295,27 @@ class _Saved:
             self._slot, self._changed = slot, data._version != self._version
             self._drop()
 
-    def call(self) -> None:
-        """Have it read back, if it is on disk."""
+    def is_away(self) -> bool:
+        """Whether it is on disk alone, nobody has called for it, and it will be needed."""
+        return self.data is None and self._reading is None and self._slot is not None and not self._over
+
+    def call(self) -> bool:
+        """Whether it has to be read: from now on it is waited for."""
         with self._lock:
-            if self.data is None and self._reading is None and self._slot is not None and not self.done:
-                self._reading = self.file.reader.submit(self.read)
+            if not self.is_away():
+                return False
+            self._reading = Future()
+            return True
+
+    def answer(self) -> None:
+        """Read what was called for."""
+        assert self._reading is not None
+        try:
+            self.read()
+        except Exception as error:
+            self._reading.set_exception(error)
+        else:
+            self._reading.set_result(None)
 
     def read(self) -> None:
         """Read it now, whichever thread this is."""
@@ -280,15 +325,15 @@ class _Saved:
         self.file.read(self._slot, _bytes(data))
         self.data = data
 
-    def get(self) -> Tensor:
-        """Its numbers, flat; the last of the operations that saved it lets them go again."""
+    def make(self) -> Tensor:
+        """Its numbers, flat, as soon as they are there."""
         with self._lock:
             data = self.data
             if data is not None and self._reading is None:
                 self._changed = self._changed or data._version != self._version
-                if self._slot is None and self._writing is not None:
+                if self._slot is None and self.sent:
                     self._owner.forwarded += self.nbytes
-                    self._writing.cancel()
+                    self._forwarded = True
         if self._changed:
             raise InputError(
                 f"ActivationOffload: a saved tensor of {self.nbytes:,} bytes was changed in place while it was on its "
@@ -296,13 +341,14 @@ class _Saved:
             )
         if data is None or self._reading is not None:
             data = self._wait()
-        self.uses += 1
-        out = data.to(self.device, self.dtype)
-        if self.uses >= self.packs and self._slot is not None:
-            self.uses, self.done = 0, True
+        return data.to(self.device, self.dtype)
+
+    def done(self) -> None:
+        """Its memory is let go again once it is on disk."""
+        if self._slot is not None:
+            self._over = True
             with self._lock:
                 self._drop()
-        return out
 
     def _wait(self) -> Tensor:
         start = time.perf_counter()
@@ -331,10 +377,15 @@ class _Saved:
             self.file.give(self._slot, self.nbytes)
 
 
-def _write(row: weakref.ref[_Saved]) -> None:
-    saved = row()
-    if saved is not None:
-        saved.write()
+def _write(rows: list[weakref.ref[_Saved]]) -> None:
+    for row in rows:
+        if (saved := row()) is not None:
+            saved.write()
+
+
+def _read(rows: list[_Saved]) -> None:
+    for saved in rows:
+        saved.answer()
 
 
 def _bytes(data: Tensor) -> memoryview:

@@ -13,8 +13,10 @@ packed, four and two to a byte.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from interneuron.core.seeds import generator, numpy_rng
 
 CHUNK = 1 << 15
 BITS = (2, 4, 8)
+_HALF = np.full(CHUNK, 0.5, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,20 @@ class Dither:
         return self.table[start : start + like.numel()].view(like.shape)
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite: no sum of float32 numbers overflows in float64."""
+    return math.isfinite(x.sum(dtype=torch.float64).item())
+
+
 def group_ranges(x: Float[Tensor, "O G I"]) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
     """Range max - min and offset min of every group, in float32."""
     _check(x)
-    low, high = x.detach().amin(-1).amin(0).float(), x.detach().amax(-1).amax(0).float()
+    x = x.detach()
+    if kernels := _kernels(x):
+        low, high = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+        kernels.ranges(*(part.view(torch.int32).numpy() for part in (x, low, high)))
+    else:
+        low, high = x.amin(-1).amin(0).float(), x.amax(-1).amax(0).float()
     return high - low, low
 
 
@@ -96,34 +109,51 @@ def quantise_groups(
     """
     if bits not in BITS:
         raise InputError(f"quantise_groups: bits={bits}, expected one of {BITS}")
-    if alpha is None or beta is None:
-        alpha, beta = group_ranges(x)
     _check(x, alpha, beta)
-    top = 2**bits - 1
-    scale = top / alpha.clamp_min(torch.finfo(torch.float32).tiny)
+    x, top = x.detach(), 2**bits - 1
     levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-    if kernels := _kernels(x):
-        table = dither.table if dither else torch.full((2 * kernels.BLOCK,), 0.5)
-        table, start = table[: CHUNK + kernels.BLOCK].numpy(), dither.start() if dither else 0
-        given = (part.numpy() for part in (x.detach(), beta, scale))
-        kernels.quantise(*given, np.float32(top + 0.5), levels.numpy(), table, start)
+    kernels, finite = _kernels(x), True
+    if kernels and (alpha is None or beta is None) and len(x) == 1 and x.shape[2] <= kernels.BLOCK:
+        alpha, beta = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+        given = (part.numpy() for part in (x[0], alpha, beta))
+        finite = kernels.quantise_own(*given, top, levels[0].numpy(), *_table(kernels, dither))
     else:
-        _quantise_chunks(x, beta, scale, top, levels, dither)
+        if alpha is None or beta is None:
+            alpha, beta = group_ranges(x)
+        finite = all_finite(alpha) and all_finite(beta)
+        scale = top / alpha.clamp_min(torch.finfo(torch.float32).tiny)
+        if kernels:
+            given = (part.numpy() for part in (x, beta, scale))
+            kernels.quantise(*given, top, levels.numpy(), *_table(kernels, dither))
+        else:
+            _quantise_chunks(x, beta, scale, top, levels, dither)
+    if not finite:
+        raise InputError(
+            "quantise_groups: a range is NaN, infinite or beyond 2^127. Quantise finite numbers of ordinary size"
+        )
     return Quantised(_pack(levels, bits), alpha, beta, bits, (x.shape[0], x.shape[1], x.shape[2]))
 
 
 def dequantise_groups(copy: Quantised, dtype: torch.dtype = torch.float32) -> Float[Tensor, "O G I"]:
     """The numbers a few-bit copy stands for."""
     levels = _unpack(copy.levels, copy.bits, copy.shape)
-    step = copy.alpha / (2**copy.bits - 1)
+    top = 2**copy.bits - 1
     out = torch.empty(copy.shape, dtype=dtype, device=levels.device)
     if kernels := _kernels(out):
-        kernels.dequantise(*(part.numpy() for part in (levels, copy.beta, step, out)))
+        kernels.dequantise(*(part.numpy() for part in (levels, copy.alpha, copy.beta)), top, out.numpy())
         return out
+    step = copy.alpha / top
     for o, g, i in _chunks(levels):
         real = levels[o, g, i].float()
         out[o, g, i] = torch.addcmul(copy.beta[g, None], real, step[g, None])
     return out
+
+
+def _table(kernels: Any, dither: Dither | None) -> tuple[Any, int]:
+    """Dither for the kernels, and where they start to read it; 1/2 throughout without one."""
+    if dither is None:
+        return _HALF, 0
+    return dither.table[: CHUNK + kernels.BLOCK].numpy(), dither.start()
 
 
 def _quantise_chunks(x: Tensor, beta: Tensor, scale: Tensor, top: int, levels: Tensor, dither: Dither | None) -> None:
@@ -136,7 +166,12 @@ def _quantise_chunks(x: Tensor, beta: Tensor, scale: Tensor, top: int, levels: T
 
 def _kernels(x: Tensor) -> Any:
     """The compiled kernels, or None where numba is not installed or they do not apply."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or importlib.util.find_spec("numba") is None:
+    return _compiled() if x.dtype == torch.float32 and x.device.type == "cpu" else None
+
+
+@cache
+def _compiled() -> Any:
+    if importlib.util.find_spec("numba") is None:
         return None
     from interneuron.parts import quantiser_kernels
 
@@ -196,5 +231,3 @@ def _check(x: Tensor, alpha: Tensor | None = None, beta: Tensor | None = None) -
             f"quantise_groups: ranges {list(alpha.shape)} and offsets {list(beta.shape)} for {x.shape[1]} groups. "
             "Give one of each per group"
         )
-    if not bool(torch.isfinite(alpha).all()) or not bool(torch.isfinite(beta).all()):
-        raise InputError("quantise_groups: a range is NaN or infinite. Quantise finite numbers only")

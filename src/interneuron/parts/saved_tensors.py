@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from threading import RLock
 from types import TracebackType
@@ -61,6 +61,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 def memory_order(tensor: Tensor) -> list[int] | None:
     """The axes from the slowest in memory to the fastest; None when the numbers do not fill one run of memory."""
+    if tensor.is_contiguous():
+        return list(range(tensor.ndim))
     order = sorted(range(tensor.ndim), key=lambda axis: (-tensor.stride(axis), axis))
     expected = 1
     for axis in reversed(order):
@@ -68,6 +70,12 @@ def memory_order(tensor: Tensor) -> list[int] | None:
             return None
         expected *= tensor.shape[axis]
     return order
+
+
+def run_of_memory(tensor: Tensor) -> Tensor:
+    """The numbers in a row as they lie in memory, detached; a copy only where they do not fill one run of it."""
+    tensor = tensor.detach()
+    return tensor.contiguous().view(-1) if memory_order(tensor) is None else tensor.as_strided((tensor.numel(),), (1,))
 
 
 def identity(tensor: Tensor) -> Key:
@@ -139,6 +147,26 @@ class Held:
             ledger.release(self._key)
 
 
+class Record(ABC):
+    """What is kept for one distinct tensor that `packs` operations saved.
+
+    They mostly run backward one after the other, so the numbers made for one of them stay (`real`) until the next
+    record's are asked for, or the last of them has had its own.
+    """
+
+    def __init__(self) -> None:
+        self.packs = self.uses = 0
+        self.real: Tensor | None = None
+
+    @abstractmethod
+    def make(self) -> Tensor:
+        """Its numbers, flat."""
+
+    def done(self) -> None:
+        """What is let go when all operations that saved it have had it."""
+        return
+
+
 class View:
     """One saved tensor: the record that holds its numbers, and how their memory is looked at."""
 
@@ -146,7 +174,7 @@ class View:
 
     def __init__(self, record: Any, tensor: Tensor) -> None:
         self.record, self.shape = record, tensor.shape
-        self.stride = tensor.stride() if memory_order(tensor) is not None else None
+        self.stride = None if tensor.is_contiguous() or memory_order(tensor) is None else tensor.stride()
 
     def of(self, flat: Tensor) -> Tensor:
         """The tensor, from its numbers in a row as they lay in memory."""
@@ -191,6 +219,7 @@ class SavedHooks(ABC):
     def __init__(self, model: Model | nn.Module) -> None:
         self._module = module_of(model)
         self._open: Place | None = None
+        self._latest: Callable[[], Record | None] = lambda: None
 
     @property
     def place(self) -> Place:
@@ -222,6 +251,21 @@ class SavedHooks(ABC):
 
     def _unpack(self, packed: Any) -> Tensor:
         return _unpack(packed) if isinstance(packed, Tensor | Held) else self.unpack(packed)
+
+    def numbers(self, record: Record) -> Tensor:
+        """The numbers of a record for one of the operations that saved it, flat."""
+        before, self._latest = self._latest(), weakref.ref(record)
+        if before is not None and before is not record:
+            before.real = None
+        real = record.real  # read once: another device's thread may take it away
+        if real is None:
+            real = record.make()
+        record.uses += 1
+        last = record.uses % record.packs == 0
+        record.real = None if last else real
+        if last:
+            record.done()
+        return real
 
     def start(self) -> None:
         """What a method resets when its context opens."""
