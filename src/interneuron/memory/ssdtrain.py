@@ -51,11 +51,6 @@ from interneuron.model.model import Model
 from interneuron.parts.saved_tensors import Held, Ledger, Record, SavedHooks, View, is_plain, run_of_memory
 from interneuron.parts.spill_file import SpillFile
 
-BATCH = 1 << 22
-"""Bytes that are handed to the writing thread at a time, since to wake it costs as much as to write many of them."""
-AHEAD = 16
-"""As many batches may wait to be written in the first pass, before the speed of the disk is known."""
-
 CARD = Card(
     id=57,
     slug="ssdtrain",
@@ -70,6 +65,11 @@ CARD = Card(
     purpose="Train in less memory: activations wait on disk between forward and backward pass, hidden behind the work",
     claim="47% lower activation peak on GPT, BERT and T5 with input and output fully hidden",
 )
+
+BATCH = 1 << 22
+"""Bytes that are handed to the writing thread at a time, since to wake it costs as much as to write many of them."""
+AHEAD = 16
+"""As many batches may wait to be written in the first pass, before the speed of the disk is known."""
 
 
 class ActivationOffload(SavedHooks):
@@ -255,8 +255,7 @@ class ActivationOffload(SavedHooks):
     def _read_ahead(self, saved: _Saved) -> None:
         """Call for those saved before it, half of `prefetch` at a time."""
         first = max(saved.index - self.prefetch, 0)
-        near = saved.order[first : saved.index][::-1]
-        due = [row for ref in near if (row := ref()) is not None and row.is_away()]
+        due = [row for ref in saved.order[first : saved.index][::-1] if (row := ref()) is not None and row.is_away()]
         if due and (2 * len(due) >= self.prefetch or not first):
             self.file.reader.submit(_read, [row for row in due if row.call()])
 
