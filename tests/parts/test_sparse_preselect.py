@@ -206,9 +206,8 @@ def test_bfloat16_is_used_only_where_its_products_are_measured_to_be_faster(monk
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     monkeypatch.setattr(sparse_preselect, "_seconds", lambda x, _: seconds if x.dtype == torch.bfloat16 else 1.0)
-    sparse_preselect._halves_products.cache_clear()
+    monkeypatch.setattr(sparse_preselect, "_halves_products", sparse_preselect._halves_products.__wrapped__)  # no cache
     assert sparse_preselect.worthwhile(512, 4096, 32) is expected
-    sparse_preselect._halves_products.cache_clear()
 
 
 def test_seconds_of_a_product_are_those_of_a_single_one():

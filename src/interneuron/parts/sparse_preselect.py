@@ -51,7 +51,7 @@ def worthwhile(d: int, n_features: int, k: int) -> bool:
 def _halves_products() -> bool:
     """Whether a product in bfloat16 takes well under the time of one in float32: measured once, in some 50 ms.
 
-    That a CPU has instructions for it does not tell: with those of AVX-512 alone it can take twice the time.
+    That a CPU has instructions for it does not tell: with those of AVX-512 alone it can take longer.
     """
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if not any(getattr(torch.cpu, name, lambda: False)() for name in probes):
