@@ -235,10 +235,12 @@ def test_the_first_pass_waits_for_a_slow_disk(model: Model, tmp_path: Path, monk
             time.sleep(0.002)
             super().write(offset, data)
 
+    shut = GatedFile(tmp_path)  # a disk that takes nothing
     waits = ActivationOffload(model, Slow(tmp_path), min_bytes=SMALL)
-    never = ActivationOffload(model, Slow(tmp_path), min_bytes=SMALL, adaptive=False)
+    never = ActivationOffload(model, shut, min_bytes=SMALL, adaptive=False)
     for off in (waits, never):
         grads(model, off)
+    shut.gate.set()
     assert waits.resident.peak < 0.6 * waits.plain.peak < never.resident.peak
     assert waits.stall_s > never.stall_s
 
