@@ -117,7 +117,8 @@ class Mesa(SavedHooks):
         min_numel: int = 1024,
         seed: int = 0,
     ) -> None:
-        super().__init__(model)
+        # blocks that no policy names are treated alike wherever they come from
+        super().__init__(model, paths=() if groups == "blocks" and not policy else None)
         self.bits, self.policy, self.groups, self.rounding = bits, dict(policy or {}), groups, rounding
         self.momentum, self.min_numel, self.seed = momentum, min_numel, check_seed(seed)
         self._check()
@@ -189,15 +190,9 @@ class Mesa(SavedHooks):
         op = self.place.op
         if not self._may_copy(tensor, op):
             return self._exact(tensor, op)
-        copy: _Copy | None = self.seen.find(tensor)
+        copy = self.seen.find(tensor, lambda: self._copy(tensor, op))
         if copy is None:
-            bits = self._bits_of(op)
-            made = None if bits is None else self._copy(tensor, op, bits)
-            if made is None:
-                return self._exact(tensor, op)
-            copy = _Copy(made, tensor, self.saved, self.plain)
-            self.seen.add(tensor, copy)
-            self._note(op, tensor.nbytes, made.nbytes)
+            return self._exact(tensor, op)
         copy.packs += 1
         return View(copy, tensor)
 
@@ -223,8 +218,17 @@ class Mesa(SavedHooks):
                 return bits
         return self.bits
 
-    def _copy(self, tensor: Tensor, op: str, bits: int) -> Quantised | None:
-        """The few-bit copy (eq. 2), or None where a number is not finite: such a tensor stays as it is."""
+    def _copy(self, tensor: Tensor, op: str) -> _Copy | None:
+        """Its copy, or None where it stays as it is: by the policy, or since a number is not finite."""
+        bits = self._bits_of(op)
+        made = None if bits is None else self._quantised(tensor, op, bits)
+        if made is None:
+            return None
+        self._note(op, tensor.nbytes, made.nbytes)
+        return _Copy(made, tensor, self.saved, self.plain)
+
+    def _quantised(self, tensor: Tensor, op: str, bits: int) -> Quantised | None:
+        """Levels and ranges (eq. 2), or None where a number is not finite."""
         blocks = self.groups == "blocks"
         x = run_of_memory(tensor).view(_blocks(tensor.numel()) if blocks else _grouped(tensor, op, self._heads))
         alpha = beta = None  # blocks: each its own

@@ -48,7 +48,7 @@ from interneuron.artifacts import Report, plots
 from interneuron.core.cards import Card
 from interneuron.core.errors import InputError, StoreError
 from interneuron.model.model import Model
-from interneuron.parts.saved_tensors import Held, Ledger, Record, SavedHooks, View, is_plain, run_of_memory
+from interneuron.parts.saved_tensors import Held, Ledger, Record, SavedHooks, View, is_plain, module_of, run_of_memory
 from interneuron.parts.spill_file import SpillFile
 
 CARD = Card(
@@ -107,11 +107,11 @@ class ActivationOffload(SavedHooks):
             )
         if dtype not in (None, torch.bfloat16, torch.float16):
             raise InputError(f"ActivationOffload: dtype={dtype}, expected None, torch.bfloat16 or torch.float16")
-        super().__init__(model)
+        self._blocks = _blocks(module_of(model))
+        super().__init__(model, paths=self._blocks, ops=False)
         self.min_bytes, self.dtype, self.prefetch, self.keep_last = min_bytes, dtype, prefetch, keep_last
         self.adaptive, self.overlap = adaptive, overlap
-        self._blocks = _blocks(self._module)
-        self._block_of: dict[str, int] = {}
+        self._block_of = {name: i for i, name in enumerate(self._blocks)}
         self.resident, self.plain = Ledger(), Ledger()
         """Saved bytes in memory, and those plain training would have there; `live` and `peak` of each."""
         self.file = path if isinstance(path, SpillFile) else SpillFile(path)
@@ -159,7 +159,7 @@ class ActivationOffload(SavedHooks):
         """A tensor on its way to disk, or the tensor itself where it is small or needed at once."""
         if self.place.passes != self._passes:
             self.start()
-        block = self._block()
+        block = self._block_of.get(self.place.path, -1)  # -1 outside
         self._behind = self._behind or 0 <= block == len(self._blocks) - 1
         if self.error is not None:
             raise StoreError(
@@ -170,11 +170,8 @@ class ActivationOffload(SavedHooks):
             held = Held(tensor, self.resident, self.plain)
             self._sample()
             return held
-        saved: _Saved | None = self.seen.find(tensor)
-        if saved is None:
-            saved = self._save(tensor)
-            self.seen.add(tensor, saved)
-        else:
+        saved = self.seen.find(tensor, lambda: self._save(tensor))
+        if saved.packs:
             self.dedup_saved += saved.nbytes
         saved.packs += 1
         self._sample()
@@ -225,14 +222,6 @@ class ActivationOffload(SavedHooks):
         self._before, self._behind = 0, False
         self._started = self._last = now
         self.curve = []
-
-    def _block(self) -> int:
-        """Number of the block whose forward pass runs, -1 outside."""
-        path = self.place.path
-        if path not in self._block_of:
-            inside = [i for i, name in enumerate(self._blocks) if f"{path}.".startswith(f"{name}.")]
-            self._block_of[path] = inside[0] if inside else -1
-        return self._block_of[path]
 
     def _is_late(self, block: int) -> bool:
         return self._behind if block < 0 else block >= len(self._blocks) - self.keep_last

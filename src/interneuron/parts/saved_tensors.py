@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from threading import RLock
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,24 +84,27 @@ def identity(tensor: Tensor) -> Key:
     return place if memory_order(tensor) is not None else (*place, tuple(tensor.shape), tensor.stride())
 
 
-class Seen(Generic[R]):
+class Seen:
     """One record per distinct tensor, for as long as the record lives; records are held weakly."""
 
     def __init__(self) -> None:
-        self._rows: dict[Key, tuple[StorageWeakRef, weakref.ref[R]]] = {}
+        self._rows: dict[Key, tuple[StorageWeakRef, weakref.ref[Any]]] = {}
         self._limit = 256
 
-    def find(self, tensor: Tensor) -> R | None:
-        """The record of this tensor, or None."""
-        row = self._rows.get(identity(tensor))
-        return None if row is None or row[0].expired() else row[1]()
-
-    def add(self, tensor: Tensor, record: R) -> None:
-        """Remember the record of a tensor."""
-        if len(self._rows) >= self._limit:
-            alive = {key: row for key, row in self._rows.items() if row[1]() is not None and not row[0].expired()}
-            self._rows, self._limit = alive, 2 * len(alive) + 256
-        self._rows[identity(tensor)] = (StorageWeakRef(tensor.untyped_storage()), weakref.ref(record))
+    def find(self, tensor: Tensor, make: Callable[[], R]) -> R:
+        """The record of this tensor; where there is none, what `make` gives, which is remembered unless it is None."""
+        key = identity(tensor)
+        row = self._rows.get(key)
+        known = None if row is None or row[0].expired() else row[1]()
+        if known is not None:
+            return known
+        record = make()
+        if record is not None:
+            if len(self._rows) >= self._limit:
+                alive = {k: row for k, row in self._rows.items() if row[1]() is not None and not row[0].expired()}
+                self._rows, self._limit = alive, 2 * len(alive) + 256
+            self._rows[key] = (StorageWeakRef(tensor.untyped_storage()), weakref.ref(record))
+        return record
 
 
 class Ledger:
@@ -214,10 +217,13 @@ class SavedHooks(ABC):
     Parameters and buffers of the model stay as they are. Inside, `place` tells where the running code stands and `seen`
     finds the record of a tensor that was saved before; both start anew with the context, which is open once at a time.
     Graphs made inside it can be run backward after it.
+
+    paths  modules that `place` tells apart, besides the model itself; None: all
+    ops    whether it tells operations; every call of a torch function costs microseconds more while it does
     """
 
-    def __init__(self, model: Model | nn.Module) -> None:
-        self._module = module_of(model)
+    def __init__(self, model: Model | nn.Module, paths: Collection[str] | None = None, ops: bool = True) -> None:
+        self._module, self._paths, self._ops = module_of(model), paths, ops
         self._open: Place | None = None
         self._latest: Callable[[], Record | None] = lambda: None
 
@@ -231,8 +237,8 @@ class SavedHooks(ABC):
         if self._open is not None:
             name = type(self).__name__
             raise InputError(f"{name}: this context is open already. Leave it first, or make a second one")
-        self._excluded, self.seen = Excluded(self._module), Seen[Any]()
-        self._open = Place(self._module)
+        self._excluded, self.seen = Excluded(self._module), Seen()
+        self._open = Place(self._module, self._paths, self._ops)
         self.start()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._open.__enter__()
@@ -280,28 +286,37 @@ class SavedHooks(ABC):
         """The tensor the backward pass gets for what is neither a tensor nor a Held."""
 
 
-class Place(TorchFunctionMode):
+class Place:
     """Where the running code stands: `path` of the module whose forward runs, and `op`, the outermost torch function.
 
-    A context; its hooks are gone after it. `passes` counts how often the module itself was entered.
+    A context; its hooks are gone after it. `passes` counts how often the module itself was entered. Modules that are
+    not among `paths` do not change `path`, and without `ops` no function is told.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.op, self.passes = "", 0
-        self._module, self._stack = module, [""]
+    def __init__(self, module: nn.Module, paths: Collection[str] | None = None, ops: bool = True) -> None:
+        self.passes = 0
+        self._module, self._paths, self._stack = module, paths, [""]
         self._handles: list[Any] = []
+        self._ops = _Operations() if ops else None
 
     @property
     def path(self) -> str:
         """Path of the innermost module that runs, "" outside and in the root."""
         return self._stack[-1]
 
+    @property
+    def op(self) -> str:
+        """Name of the torch function that runs, "" outside."""
+        return "" if self._ops is None else self._ops.name
+
     def __enter__(self) -> Place:
         for name, module in self._module.named_modules():
-            self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        return super().__enter__()
+            if not name or self._paths is None or name in self._paths:
+                self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        if self._ops is not None:
+            self._ops.__enter__()
+        return self
 
     def __exit__(
         self,
@@ -309,18 +324,12 @@ class Place(TorchFunctionMode):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        super().__exit__(exc_type, exc_val, exc_tb)
+        if self._ops is not None:
+            self._ops.__exit__(exc_type, exc_val, exc_tb)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._stack = [""]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before, self.op = self.op, getattr(func, "__name__", str(func)).strip("_")
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            self.op = before
 
     def _enter(self, name: str, *_: Any) -> None:
         if not name:
@@ -331,3 +340,18 @@ class Place(TorchFunctionMode):
     def _leave(self, *_: Any) -> None:
         if len(self._stack) > 1:
             self._stack.pop()
+
+
+class _Operations(TorchFunctionMode):
+    """A context that knows the outermost torch function that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, self.name = self.name, getattr(func, "__name__", "").strip("_") or str(func)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.name = before

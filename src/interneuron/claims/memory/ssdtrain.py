@@ -45,7 +45,7 @@ CLAIM = Claim(
         "criterion elsewhere (1.29 to 1.50). On that machine 0.66 to 0.83 of plain training also lay in memory at the "
         "peak (seeds 6 to 14), all in the first pass, which did not wait for a file that was being written for the "
         "first time. Now it waits while the speed of the disk is unknown, and 0.23 to 0.47 lie in memory (seeds 15 to "
-        "20)."
+        "23)."
     ),
 )
 
