@@ -49,7 +49,9 @@ CLAIM = Claim(
         "there). With Adam at 0.001 plain ReLU leads, by 6.8 to 8.1 points. SELU's mean rank at depth 16 is the best "
         "of all under two seeds of three (1.5 and 2.1); under the third it is 2.6, 0.5 behind batch normalisation, "
         "where 0.3 would be allowed. With tables of 6,000 rows in place of 1,000, for 20 epochs, the lead over the "
-        "six tables was 4.8 points on a development seed, 9.0 after half of the epochs."
+        "six tables was 4.8 points on a development seed, 9.0 after half of the epochs. The paper's alpha dropout "
+        "brings nothing here: at a rate of 0.05 SELU's accuracy at depth 32 falls from 0.78 to 0.60 on a development "
+        "seed."
     ),
 )
 

@@ -63,7 +63,9 @@ CLAIM = Claim(
         "alpha 1 is all it may use, while the per-token tier at alpha 4 on layer 3 removed all markers at 1.2 to 1.6 "
         "times the perplexity. Its order with the per-token tier, and that of the widths, hang on few prompts. Tried "
         "on development seeds: layers 2, 3 and 4; lm-gpt2 at layers 2 to 4, where the constant tier cut up to a "
-        "quarter but the mean difference, far beyond alpha 4, more; features with and without a bound on their cost."
+        "quarter but the mean difference, far beyond alpha 4, more; features with and without a bound on their cost; "
+        "dictionaries trained to a third of the error (0.016 of the variance for 0.054; seeds 100 and 101), with "
+        "which the constant tier cuts 2 and 5 points."
     ),
 )
 
