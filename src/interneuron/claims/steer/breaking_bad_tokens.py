@@ -1,7 +1,8 @@
 """SAE detoxification on `lm`: what subtracting toxicity features brings and costs, by tier and by width of the SAE.
 
 Prompts are first sentences of toxic stories, which `lm` continues with toxicity markers. TopK dictionaries of 4 and 32
-times the width are trained on stories and other documents; features are found on paired stories, by the probability of
+times the width are trained on stories and other documents, at that of three rates which leaves the smallest error on a
+development seed (1.6 and 1.2 % of the variance); features are found on paired stories, by the probability of
 a marker where a toxic story has its next one, at a bounded loss on clean stories. Every tier and the rival, the mean
 difference of the same texts, are used at the largest strength whose perplexity ratio is at most 1.3 on 80 prompts, and
 judged on 200 others.
@@ -51,10 +52,13 @@ CLAIM = Claim(
     minutes=6.0,
     ratio=0.8,
     why=(
-        "Within the perplexity limit the per-token tier cuts markers by 26, 32 and 0 points, the mean difference by "
-        "17, 15 and 17, gated random features by 0 to 1; facts stay. The constant tier is the weak one here: it cuts "
-        "18, 2 and 3 points, not half of the markers and under two seeds less than 0.8 of the mean difference, and "
-        "random vectors of the same length harm as much. Under other seeds (0 to 2, and 3 to 5) the per-token tier "
+        "Within the perplexity limit the per-token tier cuts markers by 15, 53 and 20 points, the mean difference by "
+        "14, 16 and 21, gated random features by 1 at most; facts stay, and the best feature of the wide dictionary "
+        "does less. The constant tier is the weak one here: it cuts 2, 4 and 13 points, more than random features of "
+        "the same lengths, but not half of the markers and less than 0.8 of the mean difference. Before, dictionaries "
+        "were far from trained (300 and 200 steps at 1e-3, 5.4 and 7.1 % of the variance left): under seeds 6 to 8 "
+        "the per-token tier cut 26, 32 and 0 points, the constant one 18, 2 and 3, random vectors harmed as much, and "
+        "the wide dictionary did better under one seed. Under earlier seeds (0 to 2, and 3 to 5) the per-token tier "
         "cut 13, 14, 71, 13, 87 and 35 points, the constant one 1, 8, 12, 9, 12 and 4. Those runs judged fluency "
         "after the prompt alone, by which continuations without markers are beyond the limit themselves (1.5 times "
         "the perplexity), the second of them without the words at these places; how it is judged changes little for "
@@ -63,9 +67,7 @@ CLAIM = Claim(
         "alpha 1 is all it may use, while the per-token tier at alpha 4 on layer 3 removed all markers at 1.2 to 1.6 "
         "times the perplexity. Its order with the per-token tier, and that of the widths, hang on few prompts. Tried "
         "on development seeds: layers 2, 3 and 4; lm-gpt2 at layers 2 to 4, where the constant tier cut up to a "
-        "quarter but the mean difference, far beyond alpha 4, more; features with and without a bound on their cost; "
-        "dictionaries trained to a third of the error (0.016 of the variance for 0.054; seeds 100 and 101), with "
-        "which the constant tier cuts 2 and 5 points."
+        "quarter but the mean difference, far beyond alpha 4, more; features with and without a bound on their cost."
     ),
 )
 
@@ -81,7 +83,7 @@ def claim(seed: int) -> Comparison:
     model, judge = load(CLAIM.organism), load("lm-gpt2")
     pairs = [texts.prompts for texts in tw.contrast("toxicity", n=N_PAIRS, seed=3 * seed + 1)]
     rows = token_rows(model, _corpus(seed), SITE, 1)
-    narrow, wide = (_dictionary(rows, 4, 300, seed), _dictionary(rows, 32, 200, seed))
+    narrow, wide = (_dictionary(rows, 4, 1500, 1e-2, seed), _dictionary(rows, 32, 800, 3e-3, seed))
     found, split = (_find(model, dictionary, pairs, seed) for dictionary in (narrow, wide))
     shift, random = MeanDifference(pos=None).fit(model, pairs[1], pairs[0], SITE), found.random_like(narrow, seed)
     gated = partial(found.edit, tier="per_token", dictionary=narrow)
@@ -156,10 +158,10 @@ def _corpus(seed: int) -> list[str]:
     return sorted([*(doc.text for doc in tw.corpus(2e4, seed=seed)), *toxic, *clean], key=len)
 
 
-def _dictionary(rows: Tensor, times: int, steps: int, seed: int) -> Dictionary:
+def _dictionary(rows: Tensor, times: int, steps: int, lr: float, seed: int) -> Dictionary:
     """A TopK dictionary `times` as wide as the site."""
     config = SparseCoding(
-        n_features=times * rows.shape[1], k=16, batch_size=1024, steps=steps, seed=seed, dead_after=50 * 1024
+        n_features=times * rows.shape[1], k=16, batch_size=1024, lr=lr, steps=steps, seed=seed, dead_after=50 * 1024
     )
     return train_dictionary(rows, config, site=SITE)
 
